@@ -1,0 +1,42 @@
+# Every target sets up what it needs in .venv. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format drift clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## create .venv with the package (editable) and the development tools
+
+demo: install ## the whole job once, on an embedded PostgreSQL and the sample files
+	@$(BIN)/python examples/demo.py
+
+test: install ## the whole suite on a real Postgres (TEST_POSTGRES=auto|container|embedded|URL)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install ## format, lint, types, layers, and drift between tables and revisions
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory drift
+
+drift: install ## tables in the code against tables made by the revisions
+	@$(BIN)/python -m pytest -q tests/migrations/test_drift.py
+
+format: install ## rewrite the code in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove .venv and what the tools left
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,469 @@
+"""create tables
+
+Makes the two tables, or adopts those that older code made on demand: rows stay, names and types
+become those of new tables. All of it is SQL, so that it is the same online and with --sql.
+
+Revision ID: 0001
+Revises:
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from alembic import context, op
+from alembic.util import CommandError
+
+revision: str = "0001"
+down_revision: str | None = None
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+# IF NOT EXISTS looks into the schema only in which the table would be made: current_schema().
+_TASKS = """
+CREATE TABLE IF NOT EXISTS scheduler_tasks (
+    id uuid NOT NULL,
+    task_key varchar(255) NOT NULL,
+    task_type varchar(64) NOT NULL,
+    company varchar(255) NOT NULL,
+    config_json jsonb NOT NULL,
+    schedule_type varchar(32) NOT NULL,
+    schedule_expr varchar(255) NOT NULL,
+    timezone varchar(64) NOT NULL DEFAULT 'UTC',
+    status varchar(32) NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT scheduler_tasks_pkey PRIMARY KEY (id),
+    CONSTRAINT scheduler_tasks_task_key_key UNIQUE (task_key)
+)
+"""
+_RUNS = """
+CREATE TABLE IF NOT EXISTS scheduler_runs (
+    id uuid NOT NULL,
+    task_id uuid,
+    run_id varchar(255) NOT NULL,
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz,
+    success boolean,
+    message text,
+    duration_ms bigint,
+    metadata_json jsonb,
+    CONSTRAINT scheduler_runs_pkey PRIMARY KEY (id),
+    CONSTRAINT scheduler_runs_run_id_key UNIQUE (run_id)
+)
+"""
+
+# A table of the same name with other columns is somebody else's: better to stop than to bend it.
+# Only types that older code may have used are changed; a value that does not fit stops it too.
+_ADOPT_COLUMNS = """
+DO $adopt$
+DECLARE
+    wanted record;
+    found text;
+BEGIN
+    FOR wanted IN SELECT * FROM (VALUES
+        ('scheduler_tasks', 'id', 'uuid', 'uuid'),
+        ('scheduler_tasks', 'task_key', 'character varying(255)', 'text'),
+        ('scheduler_tasks', 'task_type', 'character varying(64)', 'text'),
+        ('scheduler_tasks', 'company', 'character varying(255)', 'text'),
+        ('scheduler_tasks', 'config_json', 'jsonb', 'json'),
+        ('scheduler_tasks', 'schedule_type', 'character varying(32)', 'text'),
+        ('scheduler_tasks', 'schedule_expr', 'character varying(255)', 'text'),
+        ('scheduler_tasks', 'timezone', 'character varying(64)', 'text'),
+        ('scheduler_tasks', 'status', 'character varying(32)', 'text'),
+        ('scheduler_tasks', 'created_at', 'timestamp with time zone', ''),
+        ('scheduler_tasks', 'updated_at', 'timestamp with time zone', ''),
+        ('scheduler_runs', 'id', 'uuid', ''),
+        ('scheduler_runs', 'task_id', 'uuid', ''),
+        ('scheduler_runs', 'run_id', 'character varying(255)', 'text'),
+        ('scheduler_runs', 'started_at', 'timestamp with time zone', ''),
+        ('scheduler_runs', 'finished_at', 'timestamp with time zone', ''),
+        ('scheduler_runs', 'success', 'boolean', ''),
+        ('scheduler_runs', 'message', 'text', 'text'),
+        ('scheduler_runs', 'duration_ms', 'bigint', 'integer'),
+        ('scheduler_runs', 'metadata_json', 'jsonb', 'json')
+    ) AS w (tab, col, type, also)
+    LOOP
+        SELECT format_type(atttypid, atttypmod) INTO found FROM pg_attribute
+        WHERE attrelid = wanted.tab::regclass AND attname = wanted.col AND NOT attisdropped;
+        CONTINUE WHEN found = wanted.type;
+        IF found IS NULL OR wanted.also NOT IN (
+            found, CASE WHEN starts_with(found, 'character varying') THEN 'text' ELSE found END
+        ) THEN
+            RAISE EXCEPTION USING MESSAGE = format(
+                '%s in schema %s is not the table of the scheduler: column %s is %s, not %s. '
+                'Rename that table, or use another schema (options=-csearch_path in the URL).',
+                wanted.tab, current_schema(), wanted.col, coalesce(found, 'missing'), wanted.type);
+        END IF;
+        EXECUTE format('ALTER TABLE %I ALTER COLUMN %I TYPE %s',
+            wanted.tab, wanted.col, wanted.type);
+    END LOOP;
+END
+$adopt$
+"""
+
+_FILL_TASKS = """
+UPDATE scheduler_tasks SET
+    task_type = coalesce(task_type, ''),
+    company = coalesce(company, ''),
+    config_json = coalesce(config_json, '{}'),
+    schedule_type = coalesce(schedule_type, ''),
+    schedule_expr = coalesce(schedule_expr, ''),
+    timezone = coalesce(timezone, 'UTC'),
+    status = coalesce(status, ''),
+    created_at = coalesce(created_at, now()),
+    updated_at = coalesce(updated_at, now())
+WHERE num_nulls(task_type, company, config_json, schedule_type, schedule_expr, timezone, status,
+                created_at, updated_at) > 0
+"""
+
+# SET NOT NULL scans the table, so it is done only where it changes something.
+_ADOPT_NULLS = """
+DO $adopt$
+DECLARE
+    wanted record;
+BEGIN
+    FOR wanted IN
+        SELECT a.attrelid::regclass AS tab, a.attname AS col,
+               c.relname = 'scheduler_tasks' OR a.attname IN ('id', 'run_id', 'started_at') AS must
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE a.attrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND a.attnum > 0 AND NOT a.attisdropped AND a.attname IN (
+            'id', 'task_key', 'task_type', 'company', 'config_json', 'schedule_type',
+            'schedule_expr', 'timezone', 'status', 'created_at', 'updated_at', 'task_id', 'run_id',
+            'started_at', 'finished_at', 'success', 'message', 'duration_ms', 'metadata_json')
+          AND a.attnotnull <> (
+            c.relname = 'scheduler_tasks' OR a.attname IN ('id', 'run_id', 'started_at'))
+    LOOP
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I %s NOT NULL',
+            wanted.tab, wanted.col, CASE WHEN wanted.must THEN 'SET' ELSE 'DROP' END);
+    END LOOP;
+END
+$adopt$
+"""
+_DEFAULTS = """
+ALTER TABLE scheduler_tasks
+    ALTER COLUMN timezone SET DEFAULT 'UTC',
+    ALTER COLUMN created_at SET DEFAULT now(),
+    ALTER COLUMN updated_at SET DEFAULT now()
+"""
+
+# A run outlives its task: task_id is a logical reference.
+_DROP_FOREIGN_KEYS = """
+DO $adopt$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN
+        SELECT conname FROM pg_constraint
+        WHERE contype = 'f' AND conrelid = 'scheduler_runs'::regclass
+          AND confrelid = 'scheduler_tasks'::regclass
+    LOOP
+        EXECUTE format('ALTER TABLE scheduler_runs DROP CONSTRAINT %I', name);
+    END LOOP;
+END
+$adopt$
+"""
+
+# Keys: take over a constraint or a unique index on the same column, whatever its name; else make
+# one. What is double after that goes.
+_ADOPT_KEYS = """
+DO $adopt$
+DECLARE
+    wanted record;
+    number smallint;
+    have text;
+    double text;
+BEGIN
+    FOR wanted IN SELECT * FROM (VALUES
+        ('scheduler_tasks', 'scheduler_tasks_pkey', 'PRIMARY KEY', 'id'),
+        ('scheduler_tasks', 'scheduler_tasks_task_key_key', 'UNIQUE', 'task_key'),
+        ('scheduler_runs', 'scheduler_runs_pkey', 'PRIMARY KEY', 'id'),
+        ('scheduler_runs', 'scheduler_runs_run_id_key', 'UNIQUE', 'run_id')
+    ) AS w (tab, name, kind, col)
+    LOOP
+        SELECT attnum INTO number FROM pg_attribute
+        WHERE attrelid = wanted.tab::regclass AND attname = wanted.col;
+        SELECT conname INTO have FROM pg_constraint
+        WHERE conrelid = wanted.tab::regclass AND conkey = ARRAY[number]
+          AND contype = CASE wanted.kind WHEN 'UNIQUE' THEN 'u' ELSE 'p' END
+        ORDER BY conname = wanted.name DESC, conname LIMIT 1;
+        IF have IS NULL THEN
+            SELECT i.indexrelid::regclass::text INTO have FROM pg_index i
+            WHERE i.indrelid = wanted.tab::regclass AND i.indisunique AND i.indisvalid
+              AND i.indkey::text = number::text AND i.indpred IS NULL AND i.indimmediate
+              AND i.indoption::text = '0'
+              AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
+            ORDER BY 1 LIMIT 1;
+            EXECUTE format('ALTER TABLE %I ADD CONSTRAINT %I %s ', wanted.tab, wanted.name,
+                wanted.kind) || coalesce('USING INDEX ' || have, format('(%I)', wanted.col));
+        ELSIF have <> wanted.name THEN
+            EXECUTE format('ALTER TABLE %I RENAME CONSTRAINT %I TO %I',
+                wanted.tab, have, wanted.name);
+        END IF;
+        FOR double IN
+            SELECT conname FROM pg_constraint
+            WHERE conrelid = wanted.tab::regclass AND conkey = ARRAY[number] AND contype = 'u'
+              AND conname <> wanted.name
+        LOOP
+            EXECUTE format('ALTER TABLE %I DROP CONSTRAINT %I', wanted.tab, double);
+        END LOOP;
+        FOR double IN
+            SELECT i.indexrelid::regclass::text FROM pg_index i
+            WHERE i.indrelid = wanted.tab::regclass AND i.indkey::text = number::text
+              AND i.indpred IS NULL
+              AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
+        LOOP
+            EXECUTE 'DROP INDEX ' || double;
+        END LOOP;
+    END LOOP;
+END
+$adopt$
+"""
+
+# Indexes for look-ups: the same. Others that the older code's library named go too (0002 makes
+# better ones); those that somebody made by hand, under names of their own, stay.
+_ADOPT_INDEXES = """
+DO $adopt$
+DECLARE
+    wanted record;
+    have text;
+    other text;
+BEGIN
+    FOR wanted IN SELECT * FROM (VALUES
+        ('ix_scheduler_tasks_company', 'company'), ('ix_scheduler_tasks_status', 'status')
+    ) AS w (name, col)
+    LOOP
+        have := NULL;
+        FOR other IN
+            SELECT c.relname FROM pg_index i
+            JOIN pg_class c ON c.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = c.relam
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum::text = i.indkey::text
+            WHERE i.indrelid = 'scheduler_tasks'::regclass AND a.attname = wanted.col
+              AND m.amname = 'btree' AND i.indisvalid AND NOT i.indisunique AND i.indpred IS NULL
+              AND i.indoption::text = '0' AND EXISTS (
+                SELECT FROM pg_opclass o WHERE o.oid::text = i.indclass::text AND o.opcdefault)
+            ORDER BY c.relname = wanted.name DESC, c.relname
+        LOOP
+            IF have IS NULL THEN
+                have := other;
+            ELSE
+                EXECUTE format('DROP INDEX %I', other);
+            END IF;
+        END LOOP;
+        IF have IS DISTINCT FROM wanted.name THEN
+            EXECUTE format('DROP INDEX IF EXISTS %I.%I', current_schema(), wanted.name);
+        END IF;
+        IF have IS NULL THEN
+            EXECUTE format('CREATE INDEX %I ON scheduler_tasks (%I)', wanted.name, wanted.col);
+        ELSIF have <> wanted.name THEN
+            EXECUTE format('ALTER INDEX %I RENAME TO %I', have, wanted.name);
+        END IF;
+    END LOOP;
+    FOR other IN
+        SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND c.relname ~ '^ix_scheduler_(tasks|runs)_'
+          AND c.relname NOT IN ('ix_scheduler_tasks_company', 'ix_scheduler_tasks_status')
+          AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
+    LOOP
+        EXECUTE format('DROP INDEX %I', other);
+    END LOOP;
+END
+$adopt$
+"""
+
+
+def upgrade() -> None:
+    for statement in (
+        _TASKS,
+        _RUNS,
+        _ADOPT_COLUMNS,
+        _FILL_TASKS,
+        _ADOPT_NULLS,
+        _DEFAULTS,
+        _DROP_FOREIGN_KEYS,
+        _ADOPT_KEYS,
+        _ADOPT_INDEXES,
+    ):
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    if context.get_x_argument(as_dictionary=True).get("drop") != "yes":
+        if context.is_offline_mode():
+            op.execute(_REFUSE_ROWS)
+        else:
+            _refuse_what_the_files_lack()
+    op.execute("DROP TABLE scheduler_runs")
+    op.execute("DROP TABLE scheduler_tasks")
+
+
+# Statements that are printed cannot look into files.
+_REFUSE_ROWS = """
+DO $refuse$
+BEGIN
+    LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM scheduler_tasks) OR EXISTS (SELECT FROM scheduler_runs) THEN
+        RAISE EXCEPTION USING MESSAGE =
+            'the tables hold rows, so they are not dropped. Run the downgrade without --sql, '
+            'which compares them with the files, or with -x drop=yes.';
+    END IF;
+END
+$refuse$
+"""
+
+
+def _refuse_what_the_files_lack() -> None:
+    """Raise while a task or a run is in the tables that the files do not show with equal value."""
+    op.execute("LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE")
+    snapshot, history = _paths()
+    tasks, runs = _missing_tasks(snapshot), _missing_runs(history)
+    if tasks or runs:
+        example = f"; the first is {(tasks or runs)[0]!r}" if tasks or runs else ""
+        raise CommandError(
+            f"{len(tasks)} tasks and {len(runs)} runs are in the tables and not, or not equally, "
+            f"in {snapshot} and {', '.join(map(str, history))}{example}. Nothing was dropped. Name "
+            "the right files with -x snapshot=PATH and -x history=PATH, or give up the rows with "
+            "-x drop=yes."
+        )
+
+
+def _paths() -> tuple[Path, list[Path]]:
+    given = context.get_x_argument(as_dictionary=True)
+    data = Path(os.environ.get("DATAHOUND_DATA_DIR", "").strip() or "data").absolute()
+    snapshot = Path(given.get("snapshot") or data / "scheduler" / "scheduled_tasks.json")
+    if given.get("history"):
+        return snapshot, [Path(given["history"])]
+    new = data.parent / "logging" / "scheduler" / "task_history.jsonl"
+    return snapshot, [new, data / "scheduler" / "task_history.jsonl"]
+
+
+def _missing_tasks(snapshot: Path) -> list[str]:
+    shown = _tasks_in(snapshot)
+    rows = op.get_bind().exec_driver_sql(
+        "SELECT task_key, task_type, company, schedule_type, schedule_expr, status, created_at,"
+        " updated_at, config_json::text FROM scheduler_tasks"
+    )
+    return [row[0] for row in rows if not _is_shown(row, shown.get(row[0]))]
+
+
+def _tasks_in(snapshot: Path) -> dict[str, Any]:
+    try:
+        items = json.loads(snapshot.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    found = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return {str(item.get("task_id")): item for item in found}
+
+
+def _is_shown(row: Sequence[Any], task: Any) -> bool:
+    """Whether a file's task has the value of the row: in config_json and in each column."""
+    if task is None or _canonical(json.loads(row[8])) != _canonical(task):
+        return False
+    config = task.get("task_config") or {}
+    own = [
+        *(_text(config.get(name)) for name in ("task_type", "company")),
+        _text(task.get("schedule_type")),
+        _clean(_schedule_expr(task))[:255],
+        _text(task.get("status")),
+    ]
+    times = [_instant(task.get(name)) for name in ("created_at", "updated_at")]
+    return own == list(row[1:6]) and all(
+        time is None or time == there for time, there in zip(times, row[6:8], strict=True)
+    )
+
+
+def _canonical(value: Any) -> str:
+    """The same text for what jsonb makes the same: 1.50 and 1.5, U+FFFD for what it refuses."""
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        # jsonb spells 1e3 as 1000: equal numbers get one spelling.
+        finite = value == value and abs(value) != float("inf")
+        return (int(value) if value.is_integer() else value) if finite else None
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, dict):
+        return {_clean(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _clean(value: str) -> str:
+    return re.sub("[\x00\ud800-\udfff]", "\ufffd", value)
+
+
+def _text(value: Any) -> str:
+    return _clean(value) if isinstance(value, str) else ""
+
+
+def _schedule_expr(task: dict[str, Any]) -> str:
+    kind = task.get("schedule_type")
+    if kind == "interval":
+        return f"interval:{_number(task.get('interval_minutes'))}"
+    if kind == "daily_time":
+        time = task.get("daily_time")
+        return f"daily:{time if isinstance(time, str) else ''}"
+    if kind != "weekly_schedule":
+        return ""
+    given = task.get("weekly_schedule")
+    week = given if isinstance(given, dict) else {}
+    days = week.get("days")
+    names = [str(day)[:3].lower() for day in days] if isinstance(days, list) else []
+    return f"weekly:{','.join(names)}@{_number(week.get('interval_minutes'))}"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else str(value)[:32]
+
+
+def _instant(value: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _missing_runs(history: list[Path]) -> list[str]:
+    shown = {run_id for path in history for run_id in _run_ids_in(path)}
+    query, options = "SELECT run_id FROM scheduler_runs", {"yield_per": 10_000}
+    with op.get_bind().exec_driver_sql(query, execution_options=options) as rows:
+        return [row[0] for row in rows if row[0] not in shown]
+
+
+def _run_ids_in(path: Path) -> Iterator[str]:
+    """The ids of a history's lines; one without gets that which an import gives it."""
+    equal: Counter[str] = Counter()
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return
+    for line in lines:
+        try:
+            text = line.strip().decode("utf-8")
+            entry = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict) or not _is_key(entry.get("task_id")):
+            continue
+        if _instant(entry.get("timestamp")) is None:
+            continue
+        if _is_key(entry.get("run_id")):
+            yield entry["run_id"]
+            continue
+        digest = sha256(text.encode("utf-8")).hexdigest()[:32]
+        equal[digest] += 1
+        yield f"line-{digest}-{equal[digest]}"
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255 and _clean(value) == value

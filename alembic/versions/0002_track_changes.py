@@ -1,0 +1,357 @@
+"""track changes
+
+What the storage layer needs beside the contract's columns: the exact text and the order of tasks,
+a stamp on every change whoever makes it, tombstones of deleted tasks, and what the database knows
+about itself. Everything has a default or is filled by a trigger, so that code of the previous
+version keeps working on the tables.
+
+A part of it runs outside of a transaction. Therefore each statement can run a second time.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+from collections.abc import Sequence
+
+from alembic import op
+
+revision: str = "0002"
+down_revision: str | None = "0001"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+_SEQUENCES = (
+    "CREATE SEQUENCE IF NOT EXISTS scheduler_tasks_position_seq",
+    "CREATE SEQUENCE IF NOT EXISTS scheduler_runs_seq_seq",
+)
+
+_TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS scheduler_task_tombstones (
+        task_key varchar(255) NOT NULL,
+        deleted_xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
+        deleted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        CONSTRAINT scheduler_task_tombstones_pkey PRIMARY KEY (task_key)
+    )
+    """,
+    """
+    CREATE INDEX IF NOT EXISTS ix_scheduler_task_tombstones_deleted_xid
+        ON scheduler_task_tombstones (deleted_xid)
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS scheduler_storage (
+        only_row boolean NOT NULL DEFAULT true,
+        identity uuid NOT NULL DEFAULT gen_random_uuid(),
+        epoch bigint NOT NULL DEFAULT 0,
+        filled_at timestamptz,
+        history_cutoff timestamptz,
+        CONSTRAINT scheduler_storage_pkey PRIMARY KEY (only_row),
+        CONSTRAINT ck_scheduler_storage_only_row CHECK (only_row)
+    )
+    """,
+    """
+    INSERT INTO scheduler_storage (filled_at)
+    SELECT CASE WHEN EXISTS (SELECT FROM scheduler_tasks) THEN clock_timestamp() END
+    ON CONFLICT DO NOTHING
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS scheduler_conflicts (
+        id bigserial NOT NULL,
+        task_key varchar(255) NOT NULL,
+        half varchar(32) NOT NULL,
+        kept varchar(32) NOT NULL,
+        lost_text text NOT NULL,
+        reason text NOT NULL,
+        noticed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        CONSTRAINT scheduler_conflicts_pkey PRIMARY KEY (id)
+    )
+    """,
+    # A column's default must not need a grant that its table does not need.
+    """
+    GRANT USAGE ON SEQUENCE scheduler_tasks_position_seq, scheduler_runs_seq_seq,
+        scheduler_conflicts_id_seq TO PUBLIC
+    """,
+)
+
+# The table of tasks is small: it is filled and made NOT NULL on the spot.
+_TASKS = (
+    """
+    ALTER TABLE scheduler_tasks
+        ADD COLUMN IF NOT EXISTS position bigint,
+        ADD COLUMN IF NOT EXISTS task_text text,
+        ADD COLUMN IF NOT EXISTS edited_columns text[] NOT NULL DEFAULT '{}',
+        ADD COLUMN IF NOT EXISTS changed_xid xid8,
+        ADD COLUMN IF NOT EXISTS changed_at timestamptz
+    """,
+    "ALTER SEQUENCE scheduler_tasks_position_seq OWNED BY scheduler_tasks.position",
+    """
+    UPDATE scheduler_tasks SET
+        position = numbered.n, changed_xid = pg_current_xact_id(), changed_at = clock_timestamp()
+    FROM (
+        SELECT id, nextval('scheduler_tasks_position_seq') AS n
+        FROM (SELECT id FROM scheduler_tasks WHERE position IS NULL
+              ORDER BY created_at, task_key COLLATE "C") AS ordered
+    ) AS numbered
+    WHERE numbered.id = scheduler_tasks.id
+    """,
+    """
+    ALTER TABLE scheduler_tasks
+        ALTER COLUMN position SET DEFAULT nextval('scheduler_tasks_position_seq'),
+        ALTER COLUMN changed_xid SET DEFAULT pg_current_xact_id(),
+        ALTER COLUMN changed_at SET DEFAULT clock_timestamp(),
+        ALTER COLUMN position SET NOT NULL,
+        ALTER COLUMN changed_xid SET NOT NULL,
+        ALTER COLUMN changed_at SET NOT NULL
+    """,
+    """
+    CREATE INDEX IF NOT EXISTS ix_scheduler_tasks_changed_xid ON scheduler_tasks (changed_xid)
+    """,
+)
+
+# SECURITY DEFINER: who may delete tasks needs no rights on the tables beside them. The caller's
+# search path plays no part: the tables are looked up in the schema of the trigger's own table.
+_FUNCTIONS = (
+    """
+    CREATE OR REPLACE FUNCTION scheduler_tasks_stamp() RETURNS trigger
+    LANGUAGE plpgsql AS $function$
+    BEGIN
+        NEW.changed_xid := pg_current_xact_id();
+        NEW.changed_at := clock_timestamp();
+        IF TG_OP = 'INSERT' THEN
+            RETURN NEW;
+        END IF;
+        IF NEW.task_text IS DISTINCT FROM OLD.task_text THEN
+            -- A new text says everything.
+            NEW.edited_columns := '{}';
+        ELSIF NEW.edited_columns IS NOT DISTINCT FROM OLD.edited_columns THEN
+            -- The text stays, as it alone knows the order of keys and the spelling of numbers of
+            -- what was not edited; these columns have the newer values.
+            NEW.edited_columns := ARRAY(
+                SELECT unnest(OLD.edited_columns)
+                UNION SELECT 'task_key' WHERE NEW.task_key IS DISTINCT FROM OLD.task_key
+                UNION SELECT 'task_type' WHERE NEW.task_type IS DISTINCT FROM OLD.task_type
+                UNION SELECT 'company' WHERE NEW.company IS DISTINCT FROM OLD.company
+                UNION SELECT 'config_json' WHERE NEW.config_json IS DISTINCT FROM OLD.config_json
+                UNION SELECT 'schedule_type'
+                    WHERE NEW.schedule_type IS DISTINCT FROM OLD.schedule_type
+                UNION SELECT 'schedule_expr'
+                    WHERE NEW.schedule_expr IS DISTINCT FROM OLD.schedule_expr
+                UNION SELECT 'status' WHERE NEW.status IS DISTINCT FROM OLD.status
+                UNION SELECT 'created_at' WHERE NEW.created_at IS DISTINCT FROM OLD.created_at
+                UNION SELECT 'updated_at' WHERE NEW.updated_at IS DISTINCT FROM OLD.updated_at
+                ORDER BY 1
+            );
+        END IF;
+        RETURN NEW;
+    END
+    $function$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION scheduler_tasks_bury() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        EXECUTE format($sql$
+            INSERT INTO %I.scheduler_task_tombstones (task_key)
+            SELECT task_key FROM deleted ORDER BY task_key
+            ON CONFLICT (task_key) DO UPDATE
+                SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp()
+            $sql$, TG_TABLE_SCHEMA);
+        RETURN NULL;
+    END
+    $function$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION scheduler_tasks_bury_old_key() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        EXECUTE format($sql$
+            INSERT INTO %I.scheduler_task_tombstones (task_key) VALUES ($1)
+            ON CONFLICT (task_key) DO UPDATE
+                SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp()
+            $sql$, TG_TABLE_SCHEMA) USING OLD.task_key;
+        RETURN NULL;
+    END
+    $function$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION scheduler_tasks_begin_epoch() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        EXECUTE format('UPDATE %I.scheduler_storage SET epoch = epoch + 1', TG_TABLE_SCHEMA);
+        RETURN NULL;
+    END
+    $function$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION scheduler_tasks_note_filling() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        -- Once: later inserts find no row to update, so they do not wait for each other.
+        EXECUTE format($sql$
+            UPDATE %1$I.scheduler_storage SET filled_at = clock_timestamp()
+            WHERE filled_at IS NULL AND EXISTS (SELECT FROM %1$I.scheduler_tasks)
+            $sql$, TG_TABLE_SCHEMA);
+        RETURN NULL;
+    END
+    $function$
+    """,
+    """
+    CREATE OR REPLACE FUNCTION scheduler_runs_find_task_key() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+    BEGIN
+        NEW.task_key := left(NEW.metadata_json ->> 'task_key', 255);
+        IF NEW.task_key IS NULL AND NEW.task_id IS NOT NULL THEN
+            EXECUTE format('SELECT task_key FROM %I.scheduler_tasks WHERE id = $1', TG_TABLE_SCHEMA)
+                INTO NEW.task_key USING NEW.task_id;
+        END IF;
+        RETURN NEW;
+    END
+    $function$
+    """,
+    # Nobody else may hang a function with the owner's rights on a table of his own.
+    """
+    REVOKE ALL ON FUNCTION scheduler_tasks_bury(), scheduler_tasks_bury_old_key(),
+        scheduler_tasks_begin_epoch(), scheduler_tasks_note_filling(),
+        scheduler_runs_find_task_key() FROM PUBLIC
+    """,
+)
+
+_TASK_TRIGGERS = (
+    """
+    CREATE OR REPLACE TRIGGER scheduler_tasks_stamp BEFORE INSERT OR UPDATE ON scheduler_tasks
+        FOR EACH ROW EXECUTE FUNCTION scheduler_tasks_stamp()
+    """,
+    """
+    CREATE OR REPLACE TRIGGER scheduler_tasks_bury AFTER DELETE ON scheduler_tasks
+        REFERENCING OLD TABLE AS deleted
+        FOR EACH STATEMENT EXECUTE FUNCTION scheduler_tasks_bury()
+    """,
+    """
+    CREATE OR REPLACE TRIGGER scheduler_tasks_bury_old_key AFTER UPDATE ON scheduler_tasks
+        FOR EACH ROW WHEN (OLD.task_key IS DISTINCT FROM NEW.task_key)
+        EXECUTE FUNCTION scheduler_tasks_bury_old_key()
+    """,
+    """
+    CREATE OR REPLACE TRIGGER scheduler_tasks_begin_epoch AFTER TRUNCATE ON scheduler_tasks
+        FOR EACH STATEMENT EXECUTE FUNCTION scheduler_tasks_begin_epoch()
+    """,
+    """
+    CREATE OR REPLACE TRIGGER scheduler_tasks_note_filling AFTER INSERT ON scheduler_tasks
+        FOR EACH STATEMENT EXECUTE FUNCTION scheduler_tasks_note_filling()
+    """,
+)
+
+# The table of runs may be large: these change the catalogue only. Its rows are filled later.
+_RUNS = (
+    """
+    ALTER TABLE scheduler_runs
+        ADD COLUMN IF NOT EXISTS task_key varchar(255),
+        ADD COLUMN IF NOT EXISTS seq bigint,
+        ADD COLUMN IF NOT EXISTS line_text text,
+        ALTER COLUMN seq SET DEFAULT nextval('scheduler_runs_seq_seq')
+    """,
+    "ALTER SEQUENCE scheduler_runs_seq_seq OWNED BY scheduler_runs.seq",
+    """
+    CREATE OR REPLACE TRIGGER scheduler_runs_find_task_key BEFORE INSERT ON scheduler_runs
+        FOR EACH ROW WHEN (NEW.task_key IS NULL) EXECUTE FUNCTION scheduler_runs_find_task_key()
+    """,
+    # What an interrupted CREATE INDEX CONCURRENTLY leaves.
+    """
+    DO $invalid$
+    DECLARE
+        name text;
+    BEGIN
+        FOR name IN
+            SELECT indexrelid::regclass::text FROM pg_index
+            WHERE indrelid = 'scheduler_runs'::regclass AND NOT indisvalid
+        LOOP
+            EXECUTE 'DROP INDEX ' || name;
+        END LOOP;
+    END
+    $invalid$
+    """,
+)
+
+# Old rows get numbers up to 0, before all that are inserted meanwhile, ten thousand in a
+# transaction. An interrupted run has given the lowest numbers: the next one continues after them.
+_NUMBER_RUNS = """
+DO $number$
+DECLARE
+    batch uuid[];
+    next bigint;
+BEGIN
+    SELECT 1 - count(*) INTO next FROM scheduler_runs WHERE seq IS NULL;
+    FOR batch IN
+        SELECT array_agg(id ORDER BY n) FROM (
+            SELECT id, row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
+            FROM scheduler_runs WHERE seq IS NULL
+        ) AS numbered GROUP BY (n - 1) / 10000 ORDER BY (n - 1) / 10000
+    LOOP
+        UPDATE scheduler_runs AS run SET
+            seq = next + old.n - 1,
+            task_key = coalesce(run.task_key, left(run.metadata_json ->> 'task_key', 255),
+                (SELECT task_key FROM scheduler_tasks AS task WHERE task.id = run.task_id))
+        FROM unnest(batch) WITH ORDINALITY AS old (id, n) WHERE run.id = old.id;
+        next := next + cardinality(batch);
+        COMMIT;
+    END LOOP;
+END
+$number$
+"""
+_RUN_INDEXES = (
+    """
+    CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_scheduler_runs_task_key_ended_at
+        ON scheduler_runs (task_key, coalesce(finished_at, started_at) DESC, seq DESC)
+    """,
+    """
+    CREATE INDEX CONCURRENTLY IF NOT EXISTS ix_scheduler_runs_ended_at
+        ON scheduler_runs (coalesce(finished_at, started_at) DESC, seq DESC)
+    """,
+)
+
+
+def upgrade() -> None:
+    for statement in (*_SEQUENCES, *_TABLES, *_TASKS, *_FUNCTIONS, *_TASK_TRIGGERS, *_RUNS):
+        op.execute(statement)
+    with op.get_context().autocommit_block():
+        # Outside of a transaction there is no SET LOCAL. An index waits for older transactions,
+        # while nobody waits for it: so it may take longer, yet not for ever.
+        op.execute("SET lock_timeout = '60s'")
+        try:
+            for statement in (_NUMBER_RUNS, *_RUN_INDEXES):
+                op.execute(statement)
+        finally:
+            op.execute("RESET lock_timeout")
+
+
+def downgrade() -> None:
+    # Indexes and sequences go with the columns.
+    for statement in (
+        "DROP TRIGGER IF EXISTS scheduler_runs_find_task_key ON scheduler_runs",
+        """
+        ALTER TABLE scheduler_runs
+            DROP COLUMN IF EXISTS task_key,
+            DROP COLUMN IF EXISTS seq,
+            DROP COLUMN IF EXISTS line_text
+        """,
+        "DROP TRIGGER IF EXISTS scheduler_tasks_stamp ON scheduler_tasks",
+        "DROP TRIGGER IF EXISTS scheduler_tasks_bury ON scheduler_tasks",
+        "DROP TRIGGER IF EXISTS scheduler_tasks_bury_old_key ON scheduler_tasks",
+        "DROP TRIGGER IF EXISTS scheduler_tasks_begin_epoch ON scheduler_tasks",
+        "DROP TRIGGER IF EXISTS scheduler_tasks_note_filling ON scheduler_tasks",
+        """
+        DROP FUNCTION IF EXISTS scheduler_tasks_stamp(), scheduler_tasks_bury(),
+            scheduler_tasks_bury_old_key(), scheduler_tasks_begin_epoch(),
+            scheduler_tasks_note_filling(), scheduler_runs_find_task_key()
+        """,
+        """
+        ALTER TABLE scheduler_tasks
+            DROP COLUMN IF EXISTS position,
+            DROP COLUMN IF EXISTS task_text,
+            DROP COLUMN IF EXISTS edited_columns,
+            DROP COLUMN IF EXISTS changed_xid,
+            DROP COLUMN IF EXISTS changed_at
+        """,
+        "DROP TABLE IF EXISTS scheduler_task_tombstones, scheduler_storage, scheduler_conflicts",
+    ):
+        op.execute(statement)

@@ -1,0 +1,165 @@
+"""Where files and database meet: at a start, and when somebody else changed the snapshot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from datahound_storage.codec import decode
+from datahound_storage.dal import StorageDAL
+from datahound_storage.errors import DivergedError
+from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files.lock import locked
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.postgres.changes import Changes, DatabaseState
+from datahound_storage.postgres.run_table import line_of
+from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.reconcile import Base, Meeting, Plan, Version, file_version
+from datahound_storage.runs import row_of
+from datahound_storage.tasks import BulkChange
+
+log = logging.getLogger("datahound_storage")
+
+
+@dataclass
+class FilesSide:
+    """The files as found, and what is known of the state that they were last equal in."""
+
+    snapshot: Snapshot
+    sidecar: Sidecar | None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the snapshot is one that we wrote: then the database has the last word."""
+        if self.sidecar is None or not self.snapshot.exists:
+            return False
+        header = self.sidecar.header
+        return header.recognises(self.snapshot.digest)
+
+
+def read_files(paths: StatePaths) -> FilesSide:
+    """Read snapshot and sidecar; a damaged snapshot is kept aside and reported. Under the lock."""
+    found = snapshot.read(paths.tasks_file)
+    if found.damaged:
+        snapshot.report_damage(paths.tasks_file, found)
+        snapshot.set_aside(paths.tasks_file)
+    return FilesSide(found, sidecar.read(paths.sidecar_file))
+
+
+def meet(dal: StorageDAL, paths: StatePaths) -> None:
+    """Carry over to the database what was written to the files while it was out of sight.
+
+    One transaction: all or nothing. Callers hold the file lock. Raises DivergedError where the two
+    sides do not belong together, DatabaseError, FileStoreError, SnapshotError.
+    """
+    side = read_files(paths)
+    plans: list[Plan] = []
+
+    def decide(changes: Changes) -> BulkChange:
+        _check_belongs(side, changes, paths)
+        plan = _plan(side, changes, dal)
+        plans.append(plan)
+        return plan.change
+
+    dal.change_all(decide)
+    plan = plans[-1]
+    dal.keep_conflicts(plan.conflicts)
+    for report in plan.reports:
+        log.warning("%s", report)
+    if plan.write or plan.delete:
+        log.info(
+            "carried over from %s: %d tasks written, %d deleted",
+            paths.tasks_file,
+            len(plan.write),
+            len(plan.delete),
+        )
+
+
+def _plan(side: FilesSide, changes: Changes, dal: StorageDAL) -> Plan:
+    if side.unchanged:
+        return Plan()
+    base = None
+    if side.sidecar is not None and changes.state.filled:
+        base = Base(side.sidecar.tasks, side.sidecar.previous)
+    return Meeting(
+        base=base,
+        files={i.task_key: file_version(i.text, i.task) for i in side.snapshot.items},
+        database={s.task_key: _version(s.text, s.changed_us, base) for s in changes.tasks},
+        files_complete=side.snapshot.exists and not side.snapshot.damaged,
+        deleted_at=dal.tombstones() if base is None and changes.state.filled else {},
+    ).plan()
+
+
+def _version(text: str, changed_us: int, base: Base | None) -> Version:
+    task = decode(text)
+    if base is None:
+        # Strangers: both sides are judged by what the task says of itself.
+        return file_version(text, task)
+    return Version(text, task, datetime.fromtimestamp(changed_us / 1_000_000, UTC))
+
+
+def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None:
+    """Refuse a database that is another one, or that lies before what the files show."""
+    if side.sidecar is None or not changes.state.filled:
+        return
+    header = side.sidecar.header
+    if header.database != changes.state.identity:
+        raise DivergedError(
+            f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
+            f"Nothing was changed on either side. Correct the URL; or, to merge both (nothing is "
+            f"deleted), move {paths.sidecar_file} away and start again."
+        )
+    if lies_before(changes.state, changes.newest_us, header):
+        raise DivergedError(
+            f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
+            f"standby that lagged). Nothing was changed on either side. Restore a newer state; "
+            f"or, to merge both (nothing is deleted), move {paths.sidecar_file} away and start "
+            f"again."
+        )
+
+
+def lies_before(state: DatabaseState, newest_us: int, header: sidecar.SidecarHeader) -> bool:
+    """Whether the database has not yet seen what the snapshot shows."""
+    if header.incarnation == state.incarnation:
+        return Watermark.parse(header.watermark).xmax > state.watermark.xmax
+    # Transaction ids do not survive dump and restore; the stamps' times do.
+    return int(header.shown_us) > newest_us
+
+
+def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> None:
+    """Bring runs that only the files have into the table, and the other way round.
+
+    Takes the file lock for the appending alone.
+    """
+    trimmed = history.remembered_cutoff(paths.history_state_file)
+    if trimmed is not None:
+        # Trimmed while the files were the only store: gone is gone.
+        dal.purge_task_runs(older_than=trimmed)
+    cutoff = dal.history_cutoff()
+    recorded = dal.run_ids()
+    missing = (
+        row_of(line)
+        for line in history.lines(paths.history_files)
+        if line.run_id not in recorded and (cutoff is None or line.ended_at >= cutoff)
+    )
+    added = dal.add_runs(missing)
+    if added:
+        log.info("carried over from the history file: %d runs", added)
+    _append_missing(dal, paths, recorded, patience)
+
+
+def _append_missing(
+    dal: StorageDAL, paths: StatePaths, recorded: Iterable[str], patience: float
+) -> None:
+    with locked(paths.lock_file, patience):
+        shown = {line.run_id for line in history.lines(paths.history_files)}
+        ids = [run_id for run_id in recorded if run_id not in shown]
+        if not ids:
+            return
+        runs = sorted(dal.runs_by_ids(ids), key=lambda r: r.row.finished_at or r.row.started_at)
+        history.append(paths.history_file, map(line_of, runs), durable=True)
+    log.info("carried over to %s: %d runs", paths.history_file, len(ids))

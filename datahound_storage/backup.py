@@ -1,0 +1,243 @@
+"""The backup hook, and its first user: the snapshot.
+
+A hook is called after each commit and on each listing. Only the snapshot's own hook belongs to the
+acknowledgement of a write; another one that fails is reported and never fails the write.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from datahound_storage.attach import lies_before, meet
+from datahound_storage.dal import StorageDAL
+from datahound_storage.errors import DivergedError, FileStoreError, LockTimeoutError
+from datahound_storage.files import atomic, sidecar, snapshot
+from datahound_storage.files.lock import locked
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.files.sidecar import Hashes, SidecarHeader
+from datahound_storage.postgres.changes import DatabaseState
+from datahound_storage.postgres.stored import StoredTask
+from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.tasks import TaskText
+from datahound_storage.view import TaskView
+
+# A peer that starts at the same time may be importing thousands of tasks.
+_ATTACH_PATIENCE = 60.0
+
+log = logging.getLogger("datahound_storage")
+
+
+@dataclass(frozen=True)
+class BackupEvent:
+    """Why a hook is called: after a commit, with the keys that it changed, or on a listing.
+
+    `watermark` names the state of the database that `snapshot` shows (a `pg_snapshot` in text),
+    empty while the files are the store.
+    """
+
+    reason: Literal["commit", "listing"]
+    task_keys: tuple[str, ...]
+    watermark: str
+    snapshot: Path
+
+
+@runtime_checkable
+class BackupHook(Protocol):
+    """Something that keeps a copy of the tasks, or wants to know that they changed."""
+
+    def refresh(self, event: BackupEvent) -> None:
+        """Called after the snapshot is durable. What it raises is logged."""
+
+
+def notify(hooks: Sequence[BackupHook], event: BackupEvent) -> None:
+    """Call the additional hooks; a failing one is reported and stops nothing."""
+    for hook in hooks:
+        try:
+            hook.refresh(event)
+        except Exception:
+            log.warning("backup hook %s failed", type(hook).__name__, exc_info=True)
+
+
+class SnapshotBackup:
+    """Keeps the snapshot file equal to the database, atomically and durably.
+
+    Every process on the host shares the file; each keeps a view of its own, so that a refresh costs
+    one small query and the writing. Everything happens under the file lock: a later holder reads a
+    later state, so a newer snapshot is never replaced by an older one.
+    """
+
+    def __init__(self, dal: StorageDAL, paths: StatePaths, patience: float) -> None:
+        self.problem: str | None = None
+        self.written_at: float | None = None
+        self._dal = dal
+        self._paths = paths
+        self._patience = patience
+        self._view = TaskView()
+        self._shown: dict[str, Hashes] = {}
+        self._header = SidecarHeader()
+        self._signature: atomic.Signature | None = None
+        # Changed tasks that the snapshot may not show, with the stamp where one is known.
+        self._pending: dict[str, int | None] = {}
+
+    @property
+    def watermark(self) -> str:
+        """The state of the database that the snapshot shows."""
+        return self._header.watermark
+
+    def known(self, task_key: str) -> StoredTask | None:
+        """The task as this process saw it last; it may have changed since."""
+        return self._view.get(task_key)
+
+    def attach(self) -> None:
+        """Let files and database meet, then write the snapshot. Raises what `meet` raises."""
+        with locked(self._paths.lock_file, _ATTACH_PATIENCE):
+            self._meet()
+
+    def after_commit(self, stamp: int | None) -> None:
+        """Make the snapshot show a committed change (None: any). Durable when it returns.
+
+        A file that cannot be written is reported and left whole, and the next call tries again.
+        Raises DatabaseError where the state could not be read.
+        """
+        try:
+            with locked(self._paths.lock_file, self._patience):
+                if stamp is None or not self._is_covered(stamp):
+                    self._refresh()
+        except (FileStoreError, LockTimeoutError) as error:
+            self._report(error)
+
+    def listing(self) -> list[TaskText]:
+        """All tasks as of now, in order; the snapshot shows them when it returns.
+
+        Raises DatabaseError. A file that cannot be written is reported only.
+        """
+        try:
+            with locked(self._paths.lock_file, self._patience):
+                try:
+                    self._refresh()
+                except FileStoreError as error:
+                    self._report(error)
+                return self._view.texts()
+        except (FileStoreError, LockTimeoutError) as error:
+            # The lock is not to be had, so the view is another thread's: read past it.
+            self._report(error)
+            fresh = TaskView()
+            fresh.apply(self._dal.read_changes(None))
+            return fresh.texts()
+
+    def _report(self, error: Exception) -> None:
+        if self.problem != str(error):
+            log.error("the snapshot could not be refreshed, the next call tries again: %s", error)
+        self.problem = str(error)
+
+    def _is_covered(self, stamp: int) -> bool:
+        """Whether the snapshot that we wrote last, and that still stands, shows a change."""
+        state = self._view.state
+        return (
+            state is not None
+            and self._header.watermark == str(state.watermark)
+            and state.watermark.shows(stamp)
+            and atomic.signature(self._paths.tasks_file) == self._signature
+        )
+
+    def _refresh(self) -> None:
+        if self._view.state is None or not self._is_ours():
+            self._meet()
+            return
+        self._read()
+        if self._needs_writing():
+            self._write()
+        self.problem = None
+
+    def _is_ours(self) -> bool:
+        """Whether the snapshot is as we or a peer left it; takes note of a peer's."""
+        found = atomic.signature(self._paths.tasks_file)
+        if found is not None and found == self._signature:
+            return True
+        theirs = sidecar.read(self._paths.sidecar_file)
+        if found is None or theirs is None or theirs.header.file != found:
+            return False
+        self._header, self._shown, self._signature = theirs.header, theirs.tasks, found
+        return True
+
+    def _read(self) -> None:
+        changes = self._dal.read_changes(self._view.state)
+        self._check_not_before(changes.state, changes.newest_us)
+        touched = self._view.apply(changes)
+        stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
+        stamps.update(changes.deleted)
+        self._pending.update((key, stamps.get(key)) for key in touched)
+
+    def _check_not_before(self, state: DatabaseState, newest_us: int) -> None:
+        header = self._header
+        if header.database != state.identity or (
+            header.incarnation == state.incarnation and lies_before(state, newest_us, header)
+        ):
+            raise DivergedError(
+                f"the database is not the one, or older than the one, that "
+                f"{self._paths.tasks_file} shows (a failover to a standby that lagged, a restored "
+                "dump). Nothing was overwritten; check the server, then restart this process."
+            )
+
+    def _needs_writing(self) -> bool:
+        """Whether something is not in the snapshot yet; a peer may have written it."""
+        state = self._view.state
+        header = self._header
+        if state and (header.incarnation, header.epoch) == (state.incarnation, state.epoch):
+            shown = Watermark.parse(header.watermark)
+            self._pending = {
+                key: stamp
+                for key, stamp in self._pending.items()
+                if stamp is None or not shown.shows(stamp)
+            }
+        return bool(self._pending)
+
+    def _meet(self) -> None:
+        meet(self._dal, self._paths)
+        self._view = TaskView()
+        self._view.apply(self._dal.read_changes(None))
+        found = snapshot.read(self._paths.tasks_file)
+        self._shown = {}
+        self._header = SidecarHeader(after=found.digest)
+        self._write()
+        self.problem = None
+
+    def _write(self) -> None:
+        """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
+        state = self._view.state
+        if state is None:
+            raise AssertionError("nothing was read yet")
+        content = snapshot.assemble(text.text for text in self._view.texts())
+        made = atomic.prepare(self._paths.tasks_file, content)
+        header = SidecarHeader(
+            database=state.identity,
+            incarnation=state.incarnation,
+            epoch=state.epoch,
+            watermark=str(state.watermark),
+            shown_us=self._view.newest_us,
+            file=(made.inode, made.size, made.mtime_ns),
+            before=self._header.after,
+            after=snapshot.digest(content),
+        )
+        hashes = self._view.hashes()
+        atomic.prepare(
+            self._paths.sidecar_file,
+            sidecar.encode(header, self._view.sidecar_lines(), self._previous(hashes)),
+        )
+        atomic.publish(self._paths.sidecar_file)
+        atomic.publish(self._paths.tasks_file)
+        self._header, self._shown, self._signature = header, hashes, made
+        self._pending = {}
+        self.written_at = time.time()
+
+    def _previous(self, hashes: dict[str, Hashes]) -> dict[str, Hashes | None]:
+        """What the snapshot that is about to be replaced shows, where it differs."""
+        shown = self._shown
+        return {
+            key: shown.get(key) for key in {*shown, *hashes} if shown.get(key) != hashes.get(key)
+        }

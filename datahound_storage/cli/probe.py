@@ -1,0 +1,160 @@
+"""What a process that started now would find. Reads only; prints nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+from datahound_storage import migrations
+from datahound_storage.attach import lies_before
+from datahound_storage.bootstrap import make_dal
+from datahound_storage.cli.options import why_no_url
+from datahound_storage.codec import decode
+from datahound_storage.dal import StorageDAL
+from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, SchemaError
+from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.migrations import SchemaState, SchemaStatus
+from datahound_storage.postgres.changes import Changes
+from datahound_storage.postgres.pool import DeadlineConnection
+from datahound_storage.postgres.run_table import entry_of_stored
+from datahound_storage.runs import HistoryEntry
+from datahound_storage.settings import Settings, describe_url
+
+LAST_RUNS = 5
+
+
+@dataclass
+class Files:
+    """The snapshot with its sidecar, as they are."""
+
+    paths: StatePaths
+    snapshot: Snapshot
+    sidecar: Sidecar | None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this package wrote the snapshot, and nobody has changed it since."""
+        return self.sidecar is not None and self.sidecar.header.recognises(self.snapshot.digest)
+
+    @property
+    def written_at(self) -> datetime | None:
+        """When the snapshot was written last, None where there is none."""
+        signature = self.snapshot.signature
+        return signature and datetime.fromtimestamp(signature.mtime_ns / 1e9, UTC)
+
+
+class Contents(NamedTuple):
+    """What a store holds: how many tasks with each status, how many runs, the newest ones."""
+
+    tasks: Counter[str]
+    runs: int
+    last_runs: list[HistoryEntry]
+
+
+@dataclass
+class Finding:
+    """Which store would serve and why; `serves`: whether that is the one that is configured.
+
+    `contents` is None where they cannot be read yet, as the schema is to be upgraded first.
+    """
+
+    store: Literal["database", "files"]
+    reason: str
+    serves: bool = True
+    place: str | None = None
+    schema: SchemaStatus | None = None
+    contents: Contents | None = None
+
+
+class Rows(NamedTuple):
+    """How many rows the two tables hold."""
+
+    tasks: int
+    runs: int
+
+
+def read_files(settings: Settings) -> Files:
+    """Look at the files. Raises FileStoreError where they cannot be read."""
+    paths = StatePaths.below(settings.data_dir)
+    found = snapshot.read(paths.tasks_file)
+    return Files(paths, found, sidecar.read(paths.sidecar_file))
+
+
+def find_store(settings: Settings, files: Files) -> Finding:
+    """Find out which store a process that started now would use. Raises FileStoreError."""
+    if settings.url is None:
+        return Finding("files", why_no_url(settings), contents=_contents_of_files(files))
+    finding = Finding("database", "", place=describe_url(settings.url))
+    dal = make_dal(settings, settings.url)
+    try:
+        _look(dal, settings, files, finding)
+    except DatabaseError as error:
+        finding.store, finding.serves, finding.reason = "files", False, str(error)
+        finding.contents = _contents_of_files(files)
+    finally:
+        dal.close()
+    return finding
+
+
+def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -> None:
+    finding.schema = schema = dal.database.run(migrations.inspect).result
+    _require_writable(dal)
+    finding.reason = f"{settings.url_variable} leads to {finding.place}"
+    if schema.state is not SchemaState.CURRENT:
+        if schema.state is SchemaState.AHEAD or not settings.auto_upgrade:
+            raise SchemaError(schema.message)
+        # The tables are not yet those that this version reads.
+        finding.reason += f"; the start upgrades the schema, or now: `{schema.command}`"
+        return
+    changes = dal.read_changes(None)
+    _require_belonging(changes, files)
+    statuses = Counter(str(decode(task.text).get("status")) for task in changes.tasks)
+    newest = [entry_of_stored(run) for run in dal.newest_runs(None, LAST_RUNS)]
+    finding.contents = Contents(statuses, count_rows(dal).runs, newest)
+
+
+def _require_writable(dal: StorageDAL) -> None:
+    def is_read_only(connection: DeadlineConnection) -> bool:
+        row = connection.execute("SHOW transaction_read_only").fetchone()
+        return row == ("on",)
+
+    if dal.database.run(is_read_only).result:
+        raise DatabaseUnavailableError(
+            f"{dal.database.place} is a standby or read-only: let the URL lead to the primary."
+        )
+
+
+def _require_belonging(changes: Changes, files: Files) -> None:
+    """Raise DatabaseError where a start would refuse to let the sides meet."""
+    if files.sidecar is None or not changes.state.filled:
+        return
+    header = files.sidecar.header
+    if header.database != changes.state.identity:
+        problem = "another database wrote the snapshot than the one that the URL leads to"
+    elif lies_before(changes.state, changes.newest_us, header):
+        problem = "the database is older than what the snapshot shows (a restored dump?)"
+    else:
+        return
+    raise DatabaseError(
+        f"{problem}. Correct the URL or restore a newer state; or, to merge both (nothing is "
+        f"deleted), move {files.paths.sidecar_file} away and start again."
+    )
+
+
+def _contents_of_files(files: Files) -> Contents:
+    statuses = Counter(str(item.task.get("status")) for item in files.snapshot.items)
+    lines = history.newest(files.paths.history_files, None, sys.maxsize)
+    return Contents(statuses, len(lines), [line.entry for line in lines[:LAST_RUNS]])
+
+
+def count_rows(dal: StorageDAL) -> Rows:
+    """Count the rows; works at every revision."""
+    query = "SELECT (SELECT count(*) FROM scheduler_tasks), (SELECT count(*) FROM scheduler_runs)"
+    counted = dal.database.run(lambda c: c.execute(query).fetchone(), bulk=True).result
+    return Rows(*counted) if counted else Rows(0, 0)

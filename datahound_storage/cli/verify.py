@@ -1,0 +1,112 @@
+"""`verify`: do the files show what the database holds?"""
+
+from __future__ import annotations
+
+import click
+
+from datahound_storage import migrations
+from datahound_storage.bootstrap import make_dal
+from datahound_storage.cli.options import (
+    DATA_DIR_VARIABLE,
+    json_option,
+    required_url,
+    with_settings,
+)
+from datahound_storage.cli.output import counted, print_json, print_table, say
+from datahound_storage.errors import FileStoreError, SchemaError
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.migrations import SchemaState
+from datahound_storage.settings import Settings
+from datahound_storage.verify import VerifyReport, compare
+
+EXIT_DIFFERENT = 1
+
+
+@click.command("verify", short_help="Do the files show what the database holds?")
+@with_settings
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many differences to show.",
+)
+@json_option
+def command(settings: Settings, limit: int, as_json: bool) -> None:
+    """Compare files and database, task by task and run by run.
+
+    Changes nothing. A scheduler may be running: a difference counts only if it is still the same a
+    second later. The names of differing fields are shown, their values are not.
+
+    \b
+    Exit code
+      0  equal: the files could take over now
+      1  different
+      2  could not be checked: no URL, no connection, another schema, unreadable files
+    """
+    report = _compare(settings)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _tell(report, limit)
+    if not report.equal:
+        raise SystemExit(EXIT_DIFFERENT)
+
+
+def _compare(settings: Settings) -> VerifyReport:
+    url = required_url(settings)
+    paths = StatePaths.below(settings.data_dir)
+    if not paths.scheduler_dir.is_dir():
+        raise FileStoreError(
+            f"there is no directory {paths.scheduler_dir}: set {DATA_DIR_VARIABLE} or give "
+            "--data-dir."
+        )
+    dal = make_dal(settings, url)
+    try:
+        schema = dal.database.run(migrations.inspect).result
+        if schema.state is not SchemaState.CURRENT:
+            raise SchemaError(schema.message)
+        return compare(dal, paths, patience=settings.operation_timeout)
+    finally:
+        dal.close()
+
+
+def _tell(report: VerifyReport, limit: int) -> None:
+    say(
+        f"database: {counted(report.tasks_in_database, 'task')}, "
+        f"{counted(report.runs_in_table, 'run')}"
+    )
+    say(
+        f"files:    {counted(report.tasks_in_snapshot, 'task')}, "
+        f"{counted(report.runs_in_file, 'run')}"
+    )
+    for note in _notes(report):
+        say(f"  {note}")
+    differences = _differences(report)
+    print_table("Differences", ("what", "which", "where"), differences[:limit])
+    if len(differences) > limit:
+        say(f"  and {len(differences) - limit:,} more (--limit shows more of them)")
+    say("equal" if report.equal else f"DIFFERENT: {counted(len(differences), 'difference')}")
+
+
+def _notes(report: VerifyReport) -> list[str]:
+    notes = {
+        "of runs that the database has pruned: they stay gone": report.runs_trimmed,
+        "that cannot be read as runs": report.lines_unusable,
+    }
+    texts = [f"{counted(number, 'line')} {what}" for what, number in notes.items() if number]
+    if report.in_motion:
+        texts.append(f"{counted(report.in_motion, 'change')} under way while reading: not counted")
+    return texts
+
+
+def _differences(report: VerifyReport) -> list[tuple[str, str, str]]:
+    rows = [("snapshot", "damaged", problem) for problem in report.snapshot_problems]
+    rows += [("task", d.task_key, ", ".join(d.fields)) for d in report.tasks_different]
+    rows += [("task", key, "only in the database") for key in report.tasks_only_in_database]
+    rows += [("task", key, "only in the snapshot") for key in report.tasks_only_in_snapshot]
+    rows += [("tasks", "all", "not in the same order")] if report.order_differs else []
+    rows += [("run", run_id, "not the same") for run_id in report.runs_different]
+    rows += [("run", run_id, "only in the table") for run_id in report.runs_only_in_table]
+    rows += [("run", run_id, "only in the history file") for run_id in report.runs_only_in_file]
+    return rows

@@ -1,0 +1,340 @@
+"""The data-access object: tasks and runs in the database, by records or by exact text.
+
+Every method raises errors of this package only: DatabaseError (or a subclass) where the database
+could not serve, InvalidTaskError for values that it cannot hold. What a method changed is
+committed when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+from datahound_storage.codec import Task, decode, encode
+from datahound_storage.errors import (
+    DuplicateTaskError,
+    InvalidArgumentError,
+    InvalidTaskError,
+    LockTimeoutError,
+    TaskNotFoundError,
+)
+from datahound_storage.postgres import changes, run_table, task_table
+from datahound_storage.postgres.changes import Changes, DatabaseState
+from datahound_storage.postgres.pool import Database, DeadlineConnection
+from datahound_storage.postgres.run_table import StoredRun
+from datahound_storage.postgres.stored import MIRROR_COLUMNS, StoredTask
+from datahound_storage.postgres.task_table import Written
+from datahound_storage.records import (
+    SchedulerRunRecord,
+    SchedulerTaskFilter,
+    SchedulerTaskRecord,
+)
+from datahound_storage.runs import RunRow, row_of_record
+from datahound_storage.tasks import (
+    MAX_KEY,
+    BulkChange,
+    PreparedTask,
+    apply_columns,
+    check,
+    columns_of,
+)
+
+# An update that loses the race against another one this often has found a bug, not a rival.
+_MAX_RACES = 100
+# An update does not change the id of a row.
+NO_ID = UUID(int=0)
+T = TypeVar("T")
+
+
+class StorageDAL:
+    """Tasks and runs in one database. Safe to share between threads."""
+
+    def __init__(self, database: Database, *, timezone: str = "UTC") -> None:
+        self.database = database
+        self.timezone = timezone
+
+    # Tasks as records.
+
+    def create_task(self, record: SchedulerTaskRecord) -> SchedulerTaskRecord:
+        """Store a new task; return the stored record. Raises DuplicateTaskError."""
+        prepared = _prepared(record)
+        row = task_table.TaskRow(record.id, prepared.columns, prepared.text, record.timezone)
+        if self._insert(row) is None:
+            raise DuplicateTaskError(f"task {record.task_key[:80]!r} exists already.")
+        return self._stored_record(record.task_key)
+
+    def update_task(self, record: SchedulerTaskRecord) -> SchedulerTaskRecord:
+        """Replace a stored task; return the stored record. Raises TaskNotFoundError."""
+        prepared = _prepared(record)
+        written = self.change_task(record.task_key, lambda _: prepared, timezone=record.timezone)
+        if written is None:
+            raise TaskNotFoundError(f"there is no task {record.task_key[:80]!r}.")
+        return self._stored_record(record.task_key)
+
+    def delete_task(self, task_key: str) -> bool:
+        """Delete a task, however many runs it has; they stay. False if there is none."""
+        return self.remove_task(task_key) is not None
+
+    def get_task(self, task_key: str) -> SchedulerTaskRecord | None:
+        """A task by its key, None if there is none."""
+        found = self._list(task_key=task_key)
+        return found[0] if found else None
+
+    def list_tasks(
+        self, task_filter: SchedulerTaskFilter | None = None
+    ) -> list[SchedulerTaskRecord]:
+        """The tasks that fit the filter (all without one), in the order of adding."""
+        wanted = task_filter or SchedulerTaskFilter(status=None)
+        return self._list(company=wanted.company, status=wanted.status)
+
+    def _list(self, **filters: str | None) -> list[SchedulerTaskRecord]:
+        outcome = self.database.run(lambda c: task_table.list_rows(c, **filters))
+        return [_record_of(listed) for listed in outcome.result]
+
+    def _stored_record(self, task_key: str) -> SchedulerTaskRecord:
+        record = self.get_task(task_key)
+        if record is None:
+            raise TaskNotFoundError(f"task {task_key[:80]!r} was deleted meanwhile.")
+        return record
+
+    # Tasks by their exact text, as the facade needs them.
+
+    def add_task(self, prepared: PreparedTask) -> Written | None:
+        """Add a task; None if the key exists."""
+        return self._insert(task_table.new_row(*prepared, self.timezone))
+
+    def _insert(self, row: task_table.TaskRow) -> Written | None:
+        outcome = self.database.run(lambda c: task_table.insert(c, row))
+        if outcome.result is None and outcome.repeated:
+            # The attempt whose answer got lost may be what stands in the way of the second one.
+            outcome = self.database.run(lambda c: task_table.inserted(c, row))
+        return outcome.result
+
+    def change_task(
+        self,
+        task_key: str,
+        change: Callable[[StoredTask], PreparedTask],
+        *,
+        known: StoredTask | None = None,
+        timezone: str | None = None,
+    ) -> Written | None:
+        """Apply `change` to a task as it is now; return what was written, None if there is no task.
+
+        `known` saves reading it, if it is still current; otherwise it is read again, and `change`
+        called again.
+        """
+        stored = known or self.fetch_task(task_key)
+        for _ in range(_MAX_RACES):
+            if stored is None:
+                return None
+            prepared = change(stored)
+            row = task_table.TaskRow(NO_ID, prepared.columns, prepared.text, self.timezone)
+            statement = partial(
+                task_table.update, row=row, expected=stored.stamp, timezone=timezone
+            )
+            outcome = self.database.run(statement)
+            if outcome.result is not None:
+                return outcome.result
+            stored = self.fetch_task(task_key)
+        raise LockTimeoutError(f"task {task_key[:80]!r} is changed by others without a pause.")
+
+    def remove_task(self, task_key: str) -> int | None:
+        """Delete a task; return the transaction's stamp, None if there was none."""
+        outcome = self.database.run(lambda c: task_table.delete(c, task_key))
+        if outcome.result is None and outcome.repeated:
+            outcome = self.database.run(lambda c: task_table.deleted(c, task_key))
+        return outcome.result
+
+    def fetch_task(self, task_key: str) -> StoredTask | None:
+        """A task's text and stamp, None if there is none."""
+        return self.database.run(lambda c: task_table.fetch(c, task_key)).result
+
+    def change_all(self, decide: Callable[[Changes], BulkChange]) -> None:
+        """Change many tasks in one transaction: all or nothing.
+
+        `decide` gets all tasks, which nobody else can change meanwhile, and may be called again
+        after a failure. What it raises undoes the change.
+        """
+        self.database.run(lambda c: self._change_all(c, decide), bulk=True)
+
+    def _change_all(
+        self, connection: DeadlineConnection, decide: Callable[[Changes], BulkChange]
+    ) -> None:
+        with connection.transaction():
+            task_table.lock_for_bulk_change(connection, self.database.timeout)
+            self.apply(connection, decide(changes.read_all(connection)))
+
+    def keep_conflicts(self, conflicts: Iterable[task_table.Conflict]) -> None:
+        """Keep versions that lost, for the operator."""
+        kept = list(conflicts)
+        if kept:
+            self.database.run(lambda c: task_table.insert_conflicts(c, kept))
+
+    def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
+        """Carry out a bulk change inside the caller's transaction."""
+        if change.delete:
+            task_table.delete_many(connection, change.delete)
+        if change.write:
+            rows = (task_table.new_row(*prepared, self.timezone) for prepared in change.write)
+            task_table.upsert_many(connection, rows)
+        if change.order is not None:
+            task_table.reorder(connection, change.order)
+
+    def read_changes(self, known: DatabaseState | None) -> Changes:
+        """What changed since a known state, or everything."""
+        return self.database.run(
+            lambda c: changes.read_all(c) if known is None else changes.read_since(c, known),
+            bulk=known is None,
+        ).result
+
+    # Runs.
+
+    def record_task_run(self, run: SchedulerRunRecord) -> SchedulerRunRecord:
+        """Store a run; return it. Sending it again is harmless, a run without an end gets it."""
+        task_key = run.metadata_json.get("task_key") if run.metadata_json else None
+        if not isinstance(task_key, str) or len(task_key) > MAX_KEY:
+            raise InvalidTaskError(f"run {run.run_id[:80]!r} needs metadata_json['task_key'].")
+        self.add_run(row_of_record(run, task_key))
+        return replace(run)
+
+    def add_run(self, row: RunRow) -> None:
+        """Store a run, ready for the table; harmless when repeated."""
+        self.database.run(lambda c: run_table.insert(c, row))
+
+    def add_runs(self, rows: Iterable[RunRow]) -> int:
+        """Store many runs, in batches that are a transaction each; return how many were new."""
+        return sum(
+            self.database.run(partial(run_table.insert_many, rows=batch), bulk=True).result
+            for batch in run_table.batches(rows)
+        )
+
+    def list_task_runs(
+        self, *, task_key: str | None = None, limit: int = 100
+    ) -> list[SchedulerRunRecord]:
+        """The newest `limit` runs (of one task), newest first, by end (or start)."""
+        _check_limit(limit)
+        outcome = self.database.run(lambda c: run_table.newest(c, task_key, limit))
+        return [_run_record(stored) for stored in outcome.result]
+
+    def newest_runs(self, task_key: str | None, limit: int) -> list[StoredRun]:
+        """The newest `limit` runs that ended (of one task), newest first."""
+        return self.database.run(
+            lambda c: run_table.newest(c, task_key, limit, ended_only=True)
+        ).result
+
+    def run_ids(self) -> set[str]:
+        """The ids of all runs that ended."""
+        return self.database.run(run_table.run_ids, bulk=True).result
+
+    def runs_by_ids(self, ids: Sequence[str]) -> Iterator[StoredRun]:
+        """The runs with these ids, oldest first within each batch of the ids."""
+        for start in range(0, len(ids), run_table.BATCH):
+            batch = ids[start : start + run_table.BATCH]
+            yield from self.database.run(partial(run_table.by_ids, ids=batch), bulk=True).result
+
+    def read_runs(self, read: Callable[[Iterator[StoredRun]], T]) -> T:
+        """What `read` makes of all runs that ended, oldest first and streamed.
+
+        It is called again, from the start, after a connection that broke.
+        """
+
+        def stream(connection: DeadlineConnection) -> T:
+            with connection.transaction():
+                return read(run_table.ended_runs(connection))
+
+        return self.database.run(stream, bulk=True).result
+
+    def tombstones(self) -> dict[str, datetime]:
+        """When each deleted key was deleted."""
+        return self.database.run(task_table.tombstones).result
+
+    def history_cutoff(self) -> datetime | None:
+        """The time before which runs are gone for good."""
+        return self.database.run(run_table.history_cutoff).result
+
+    def purge_task_runs(self, *, older_than: datetime) -> int:
+        """Delete the runs that ended before a time; return how many.
+
+        A run without an end counts by its start. Done in batches, each committed by itself. The
+        time is remembered first, so that no file can bring back what is deleted.
+        """
+        cutoff = older_than if older_than.tzinfo else older_than.astimezone()
+        self.database.run(lambda c: run_table.remember_cutoff(c, cutoff))
+        removed = 0
+        while True:
+            batch = self.database.run(lambda c: run_table.purge_batch(c, cutoff), bulk=True).result
+            removed += batch
+            if batch < run_table.BATCH:
+                return removed
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        return self.database.run(run_table.clock).result
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self.database.close()
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 0:
+        raise InvalidArgumentError(f"limit must not be negative, it is {limit}.")
+
+
+def _prepared(record: SchedulerTaskRecord) -> PreparedTask:
+    """What to store for a record: where a column and `config_json` differ, the column wins."""
+    task = {"task_id": record.task_key, **record.config_json}
+    given = {name: getattr(record, name) for name in MIRROR_COLUMNS}
+    shown = {name: value for name, value in given.items() if _has_field(task, name)}
+    task = check(apply_columns({**task, "task_id": record.task_key}, shown))
+    own = columns_of(task)
+    columns = own._replace(
+        created_at=own.created_at or record.created_at,
+        updated_at=own.updated_at or record.updated_at,
+        **given,
+    )
+    return PreparedTask(columns, encode(task))
+
+
+def _has_field(task: Task, column: str) -> bool:
+    if column in ("task_type", "company"):
+        config = task.get("task_config")
+        return isinstance(config, dict) and column in config
+    return ("schedule_type" if column == "schedule_expr" else column) in task
+
+
+def _record_of(listed: task_table.ListedTask) -> SchedulerTaskRecord:
+    columns = listed.row.columns
+    return SchedulerTaskRecord(
+        id=listed.row.id,
+        task_key=columns.task_key,
+        task_type=columns.task_type,
+        company=columns.company,
+        config_json=decode(listed.stored.text),
+        schedule_type=columns.schedule_type,
+        schedule_expr=columns.schedule_expr,
+        timezone=listed.row.timezone,
+        status=columns.status,
+        created_at=columns.created_at,
+        updated_at=columns.updated_at,
+        position=listed.stored.position,
+    )
+
+
+def _run_record(stored: StoredRun) -> SchedulerRunRecord:
+    row = stored.row
+    return SchedulerRunRecord(
+        id=row.id,
+        task_id=stored.task_id,
+        run_id=row.run_id,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        success=row.success,
+        message=row.message,
+        duration_ms=row.duration_ms,
+        metadata_json=stored.metadata,
+    )

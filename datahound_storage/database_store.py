@@ -1,0 +1,158 @@
+"""The database as the store, with the files kept beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from datahound_storage.backup import BackupEvent, BackupHook, SnapshotBackup, notify
+from datahound_storage.dal import StorageDAL
+from datahound_storage.errors import DatabaseError, FileStoreError, LockTimeoutError
+from datahound_storage.files.file_store import FileStore
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.postgres.changes import Changes
+from datahound_storage.postgres.run_table import entry_of_stored
+from datahound_storage.postgres.stored import StoredTask
+from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
+from datahound_storage.stores import Change, Decide
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+
+log = logging.getLogger("datahound_storage")
+
+
+class CommittedError(DatabaseError):
+    """The change is kept, then the database failed.
+
+    `files_follow`: it was committed there, and the files do not show it yet.
+    """
+
+    def __init__(self, message: str, *, files_follow: bool) -> None:
+        super().__init__(message)
+        self.files_follow = files_follow
+
+
+class DatabaseStore:
+    """Tasks and runs in the database; the snapshot and the history file follow.
+
+    Methods raise DatabaseError where the database cannot serve, and CommittedError where it has
+    committed but the snapshot cannot follow because the database then failed.
+    """
+
+    def __init__(
+        self, dal: StorageDAL, paths: StatePaths, files: FileStore, patience: float
+    ) -> None:
+        self.backup = SnapshotBackup(dal, paths, patience)
+        self.hooks: list[BackupHook] = []
+        self._dal = dal
+        self._paths = paths
+        self._files = files
+
+    def list_texts(self) -> list[TaskText]:
+        """All tasks, in the order in which they were added; the snapshot shows them."""
+        texts = self.backup.listing()
+        self._notify("listing", ())
+        return texts
+
+    def get_text(self, task_key: str) -> str | None:
+        """The text of a task, None if there is none."""
+        stored = self._dal.fetch_task(task_key)
+        return None if stored is None else stored.text
+
+    def add(self, prepared: PreparedTask) -> bool:
+        """Add a task at the end; False if the key exists."""
+        written = self._dal.add_task(prepared)
+        if written is None:
+            return False
+        self._follow(written.stamp, [prepared.task_key])
+        return True
+
+    def update(self, task_key: str, change: Change) -> bool:
+        """Change a task as it is now; False if there is none."""
+
+        def change_stored(stored: StoredTask) -> PreparedTask:
+            return change(stored.text)
+
+        known = self.backup.known(task_key)
+        written = self._dal.change_task(task_key, change_stored, known=known)
+        if written is None:
+            return False
+        self._follow(written.stamp, [task_key])
+        return True
+
+    def delete(self, task_key: str) -> bool:
+        """Delete a task, its runs stay; False if there is none."""
+        stamp = self._dal.remove_task(task_key)
+        if stamp is None:
+            return False
+        self._follow(stamp, [task_key])
+        return True
+
+    def change_all(self, decide: Decide) -> None:
+        """Change many tasks in one transaction."""
+        wanted: list[BulkChange] = []
+
+        def decide_changes(changes: Changes) -> BulkChange:
+            ordered = sorted(changes.tasks, key=lambda task: (task.position, task.task_key))
+            wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
+            return wanted[-1]
+
+        self._dal.change_all(decide_changes)
+        change = wanted[-1]
+        self._follow(None, [*(p.task_key for p in change.write), *change.delete])
+
+    def _follow(self, stamp: int | None, task_keys: Sequence[str]) -> None:
+        try:
+            self.backup.after_commit(stamp)
+        except DatabaseError as error:
+            raise CommittedError(str(error), files_follow=True) from error
+        self._notify("commit", tuple(task_keys))
+
+    def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:
+        if self.hooks:
+            event = BackupEvent(
+                "commit" if reason == "commit" else "listing",
+                task_keys,
+                self.backup.watermark,
+                self._paths.tasks_file,
+            )
+            notify(self.hooks, event)
+
+    def log_run(self, entry: HistoryEntry) -> None:
+        """Keep a run in the file and in the table.
+
+        The line comes first: whatever dies in between, the next start finds it and makes the row,
+        and nobody can take it for missing and append it twice.
+        """
+        appended = self._try_files(lambda: self._files.append_run(entry, durable=False))
+        line = parse_line(line_text(entry))
+        if line is None:
+            log.warning("run %s has no usable task_id: it is in the file only", entry["run_id"])
+            return
+        try:
+            self._dal.add_run(row_of(line))
+        except DatabaseError as error:
+            if not appended:
+                raise
+            self._files.sync_history()
+            raise CommittedError(str(error), files_follow=False) from error
+
+    def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
+        """The newest `limit` entries (of one task), newest first."""
+        return [entry_of_stored(stored) for stored in self._dal.newest_runs(task_key, limit)]
+
+    def trim_history(self, days: float) -> int:
+        """Remove the runs that ended longer ago by the database's clock, from table and file."""
+        cutoff = self._dal.now() - timedelta(days=days)
+        removed = self._dal.purge_task_runs(older_than=cutoff)
+        self._try_files(lambda: self._files.trim_before(cutoff))
+        return removed
+
+    def _try_files(self, work: Callable[[], object]) -> bool:
+        """Do something to the files that the database makes up for; report a failure."""
+        try:
+            work()
+        except (FileStoreError, LockTimeoutError) as error:
+            log.error("the history file could not follow, the next start mends it: %s", error)
+            return False
+        return True

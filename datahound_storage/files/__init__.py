@@ -1,0 +1,1 @@
+"""The files side: snapshot, sidecar, history, and the lock that they share."""

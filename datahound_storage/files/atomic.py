@@ -1,0 +1,121 @@
+"""Replacing a file so that a crash at any instruction leaves the old one or the new one, whole.
+
+Two steps, so that two files can become durable together: `prepare` writes and syncs a temporary
+file beside the target, `publish` renames it. Callers hold the file lock; the temporary name is
+fixed, so what a crash leaves behind is removed by the next write.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from datahound_storage.files.lock import cannot
+
+
+class Signature(NamedTuple):
+    """What `stat` says of a file; equal signatures mean an unchanged file (see `prepare`)."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def signature(path: Path) -> Signature | None:
+    """The file's signature, None if there is no such file. Raises FileStoreError."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}.tmp")
+
+
+def prepare(path: Path, content: bytes) -> Signature:
+    """Write `content` durably beside `path`; return the signature that `publish` will give it.
+
+    The modification time gets a nanosecond part of its own, which no later write by anybody can
+    hit: so the signature alone tells whether the file was changed since. Raises FileStoreError.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            _copy_permissions(path, descriptor)
+            _write_all(descriptor, content)
+            now = time.time_ns()
+            os.utime(descriptor, ns=(now, now - random.randrange(1, 1_000_000)))  # noqa: S311
+            os.fsync(descriptor)
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _discard(temporary)
+        raise cannot("write", path, error) from error
+    return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def publish(path: Path) -> None:
+    """Rename what `prepare` wrote to `path`, durably. Raises FileStoreError."""
+    try:
+        os.replace(_temporary(path), path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise cannot("replace", path, error) from error
+
+
+def replace(path: Path, content: bytes) -> Signature:
+    """Put `content` in the place of `path`, durably. Raises FileStoreError."""
+    made = prepare(path, content)
+    publish(path)
+    return made
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # the error that brought us here is the one to tell; the next write removes it
+
+
+def _copy_permissions(path: Path, descriptor: int) -> None:
+    """Mode and group of the file that is replaced; for a new one, those of a shared directory."""
+    try:
+        old = os.stat(path, follow_symlinks=False)
+        mode, group = old.st_mode & 0o777, old.st_gid
+    except FileNotFoundError:
+        directory = os.stat(path.parent)
+        shared = bool(directory.st_mode & 0o020)
+        mode, group = (0o660, directory.st_gid) if shared else (0o600, -1)
+    if group not in (-1, os.fstat(descriptor).st_gid):
+        try:
+            os.fchown(descriptor, -1, group)
+        except PermissionError:
+            # Not a member of that group: its members must not gain or lose more than that.
+            mode &= 0o707
+    os.fchmod(descriptor, mode)

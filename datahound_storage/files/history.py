@@ -1,0 +1,147 @@
+"""The history file: one JSON object a line, appended, now and then trimmed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from datahound_storage.files import atomic
+from datahound_storage.files.lock import cannot
+from datahound_storage.runs import Line, identify, parse_line
+from datahound_storage.tasks import parse_time
+
+
+def append(path: Path, texts: Iterable[str], *, durable: bool) -> None:
+    """Append lines in one write; `durable`: on disk when the call returns. Raises FileStoreError.
+
+    Callers hold the file lock. A last line that a crash left torn is closed off first.
+    """
+    content = "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")
+    if not content:
+        return
+    try:
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _mode(path))
+        try:
+            _append(descriptor, content)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if durable and is_new:
+            atomic.sync_directory(path.parent)
+    except OSError as error:
+        raise cannot("append to", path, error) from error
+
+
+def _append(descriptor: int, content: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    data = b"\n" + content if torn else content
+    written = os.write(descriptor, data)
+    if written < len(data):
+        # A full disk took a part of it: a part of a line is worse than none.
+        os.ftruncate(descriptor, size)
+        os.write(descriptor, data)
+
+
+def _mode(path: Path) -> int:
+    return 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The lines of a history file without their ends; nothing where there is no file.
+
+    Raises FileStoreError where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for raw in file:
+                stripped = raw.strip()
+                if stripped:
+                    yield stripped.decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot("read", path, error) from error
+
+
+def lines(paths: Iterable[Path]) -> Iterator[Line]:
+    """The usable lines of several history files, each run once."""
+    seen: set[str] = set()
+    for path in paths:
+        for line in identify(texts(path)):
+            if line.run_id not in seen:
+                seen.add(line.run_id)
+                yield line
+
+
+def newest(paths: Iterable[Path], task_key: str | None, limit: int) -> list[Line]:
+    """The newest `limit` lines (of one task), newest first: by the run's end, then insertion."""
+    wanted = [
+        (line.ended_at, number, line)
+        for number, line in enumerate(lines(paths))
+        if task_key is None or line.entry["task_id"] == task_key
+    ]
+    wanted.sort(key=lambda item: item[:2], reverse=True)
+    return [line for _, _, line in wanted[:limit]]
+
+
+def trim(path: Path, cutoff: datetime) -> int:
+    """Remove the lines of runs that ended before `cutoff`; return how many. Atomic and durable.
+
+    What cannot be parsed is kept. Callers hold the file lock. Raises FileStoreError.
+    """
+    return _rewrite(path, lambda text: not _ended_before(text, cutoff))
+
+
+def _ended_before(text: str, cutoff: datetime) -> bool:
+    line = parse_line(text)
+    return line is not None and line.ended_at < cutoff
+
+
+def _rewrite(path: Path, keep: Callable[[str], bool]) -> int:
+    removed, kept = 0, []
+    for text in texts(path):
+        if keep(text):
+            kept.append(text)
+        else:
+            removed += 1
+    if removed:
+        joined = "".join(f"{text}\n" for text in kept)
+        atomic.replace(path, joined.encode("utf-8", "surrogateescape"))
+    return removed
+
+
+def remember_cutoff(path: Path, cutoff: datetime) -> None:
+    """Keep the time before which runs were trimmed, for the next meeting with a database."""
+    known = remembered_cutoff(path)
+    newest = cutoff if known is None else max(known, cutoff)
+    atomic.replace(path, json.dumps({"cutoff": newest.isoformat()}).encode())
+
+
+def remembered_cutoff(path: Path) -> datetime | None:
+    """The time before which runs were trimmed without a database, None if they never were."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return None  # it is a convenience: without it the next trim removes the runs again
+    return parse_time(value.get("cutoff")) if isinstance(value, dict) else None
+
+
+def sync(path: Path) -> None:
+    """Make lines that were appended without waiting durable. Raises FileStoreError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        atomic.sync_directory(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error

@@ -1,0 +1,86 @@
+"""The sidecar: which state of which database the snapshot beside it shows.
+
+It is written, durably, before the snapshot is renamed, and names the hash of the old and of the new
+snapshot, so that either is recognised as ours after a crash. The first line is small and can be
+read alone; the rest holds the two hashes of each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from datahound_storage.files.lock import cannot
+
+FORMAT = 1
+Hashes = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class SidecarHeader:
+    """What the snapshot shows.
+
+    `database` and `incarnation` say of which database, `watermark` and `epoch` of which state,
+    `shown_us` is the time of the newest change in it (microseconds since 1970). `before` and
+    `after` are the hashes of the old and the new snapshot, `file` is the new one's signature.
+    """
+
+    database: str = ""
+    incarnation: str = ""
+    epoch: int = 0
+    watermark: str = ""
+    shown_us: int = 0
+    file: tuple[int, int, int] | None = None
+    before: str = ""
+    after: str = ""
+
+    def recognises(self, digest: str) -> bool:
+        """Whether a snapshot with this hash is one that we wrote."""
+        return digest in (self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs."""
+
+    header: SidecarHeader
+    tasks: dict[str, Hashes] = field(default_factory=dict)
+    previous: dict[str, Hashes | None] = field(default_factory=dict)
+
+
+def task_line(task_key: str, hashes: Hashes) -> str:
+    """The line of one task, to be cached by the caller."""
+    return f"{orjson.dumps(task_key).decode()}:{orjson.dumps(hashes).decode()}"
+
+
+def encode(
+    header: SidecarHeader, lines: Iterable[str], previous: dict[str, Hashes | None]
+) -> bytes:
+    """The bytes of a sidecar."""
+    first = orjson.dumps({"format": FORMAT, **header.__dict__, "previous": previous}).decode()
+    joined = ",\n".join(lines)
+    return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
+
+
+def read(path: Path) -> Sidecar | None:
+    """The sidecar, None where there is none or it cannot be understood. Raises FileStoreError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    try:
+        value = orjson.loads(content)
+        if value.pop("format") != FORMAT:
+            return None
+        tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
+        previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
+        value["file"] = value["file"] and tuple(value["file"])
+        return Sidecar(SidecarHeader(**value), tasks, previous)
+    except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
+        # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
+        return None

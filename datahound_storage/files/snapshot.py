@@ -1,0 +1,182 @@
+"""The snapshot: a JSON list of tasks, as the old code writes and reads it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from datahound_storage.codec import Task, as_in_snapshot
+from datahound_storage.errors import InvalidTaskError, SnapshotError
+from datahound_storage.files import atomic
+from datahound_storage.files.lock import cannot
+from datahound_storage.tasks import check
+
+log = logging.getLogger("datahound_storage")
+
+_DECODER = json.JSONDecoder()
+_BLANK = " \t\r\n"
+
+
+class SnapshotItem(NamedTuple):
+    """One task of a snapshot: its exact text, in the snapshot's layout, and its value."""
+
+    task_key: str
+    text: str
+    task: Task
+
+
+@dataclass
+class Snapshot:
+    """What a snapshot file holds. `problems` tells, by position, what could not be used."""
+
+    exists: bool = False
+    digest: str = ""
+    signature: atomic.Signature | None = None
+    items: list[SnapshotItem] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether something in the file could not be used: then it must not be overwritten."""
+        return bool(self.problems)
+
+
+def assemble(texts: Iterable[str]) -> bytes:
+    """The bytes of a snapshot that shows these tasks, in this order."""
+    joined = ",\n  ".join(texts)
+    return f"[\n  {joined}\n]".encode("ascii") if joined else b"[]"
+
+
+def digest(content: bytes) -> str:
+    """The hash by which a snapshot is recognised."""
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def read(path: Path) -> Snapshot:
+    """Read a snapshot as far as it can be used. A missing file is an empty one that does not exist.
+
+    Raises FileStoreError where the file is there but cannot be read: that is not an empty file.
+    """
+    before = atomic.signature(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Snapshot()
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    items, problems = parse(content)
+    return Snapshot(True, digest(content), before, items, problems)
+
+
+def parse(content: bytes) -> tuple[list[SnapshotItem], list[str]]:
+    """The usable items of a snapshot, and what is wrong with the others."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return [], [f"not UTF-8 (byte {error.start})"]
+    start = _skip_blank(text, 0)
+    if start == len(text):
+        return [], ["the file is empty"]
+    if text[start] != "[":
+        return [], ["the file is not a JSON list"]
+    return _Reader(text).read(start + 1)
+
+
+def _skip_blank(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _BLANK:
+        position += 1
+    return position
+
+
+class _Reader:
+    """Takes a list apart item by item, so that each keeps its own text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._items: list[SnapshotItem] = []
+        self._problems: list[str] = []
+        self._keys: set[str] = set()
+
+    def read(self, position: int) -> tuple[list[SnapshotItem], list[str]]:
+        text = self._text
+        position = _skip_blank(text, position)
+        number = 0
+        if text[position : position + 1] == "]":
+            self._check_end(position + 1)
+            return self._items, self._problems
+        while True:
+            number += 1
+            start = _skip_blank(text, position)
+            try:
+                value, end = _DECODER.raw_decode(text, start)
+            except (json.JSONDecodeError, RecursionError, ValueError):
+                self._report(number, start, "is torn or not JSON; nothing after it could be read")
+                return self._items, self._problems
+            self._take(number, start, end, value)
+            position = _skip_blank(text, end)
+            mark = text[position : position + 1]
+            if mark == "]":
+                self._check_end(position + 1)
+                return self._items, self._problems
+            if mark != ",":
+                self._report(number, position, "is not followed by a comma or the end of the list")
+                return self._items, self._problems
+            position += 1
+
+    def _take(self, number: int, start: int, end: int, value: object) -> None:
+        try:
+            task = check(value)
+        except InvalidTaskError as error:
+            self._report(number, start, f"cannot be used: {error}")
+            return
+        key = task["task_id"]
+        if key in self._keys:
+            self._report(number, start, f"has the task_id {key[:80]!r} of an item before it")
+            return
+        self._keys.add(key)
+        self._items.append(SnapshotItem(key, as_in_snapshot(self._text[start:end]), task))
+
+    def _check_end(self, position: int) -> None:
+        if _skip_blank(self._text, position) != len(self._text):
+            self._problems.append("there is text after the end of the list")
+
+    def _report(self, number: int, position: int, problem: str) -> None:
+        line = self._text.count("\n", 0, position) + 1
+        self._problems.append(f"item {number} (line {line}) {problem}")
+
+
+def report_damage(path: Path, found: Snapshot) -> None:
+    """Tell, item by item, what in a snapshot could not be used."""
+    for problem in found.problems:
+        log.error("%s: %s", path, problem)
+    log.error(
+        "%s is damaged: the %d tasks that can be read are used. Before it is written again it is "
+        "kept aside; look there for what is missing and add those tasks again.",
+        path,
+        len(found.items),
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Keep a damaged snapshot under a name with the time; return that name. Raises SnapshotError.
+
+    The file is linked, not moved, so that it never has no name at all.
+    """
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    kept = path.with_name(f"{path.name}.damaged-{stamp}")
+    try:
+        kept.hardlink_to(path)
+        atomic.sync_directory(path.parent)
+    except OSError as error:
+        raise SnapshotError(
+            f"{path} is damaged and could not be kept aside as {kept.name}: {error.strerror}. "
+            "It is left as it is; copy it away by hand, then write again."
+        ) from error
+    log.error("the damaged snapshot is kept as %s", kept)
+    return kept

@@ -1,0 +1,159 @@
+"""Runs the migrations for Alembic; `alembic/env.py` calls nothing else.
+
+Online: take the upgrade lock, then apply each revision in a transaction of its own, with short
+lock timeouts. A table in use ends an attempt, not the upgrade: the application keeps working while
+we wait, and what is committed stays. Offline (`--sql`) the statements are printed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import psycopg
+from alembic import context
+from alembic.util import CommandError
+from psycopg import sql
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from datahound_storage.errors import SchemaError, SettingsError, StorageError
+from datahound_storage.migrations.compare import OPTIONS
+from datahound_storage.migrations.config import LOCK_WAIT, driver_connection, make_engine
+from datahound_storage.migrations.failures import driver_error, explain, is_busy
+from datahound_storage.migrations.lock import UpgradeLock
+from datahound_storage.migrations.state import status_of
+from datahound_storage.postgres.schema import VERSION_TABLE
+from datahound_storage.settings import (
+    PLATFORM_URL_VARIABLE,
+    URL_VARIABLE,
+    describe_url,
+    from_environment,
+)
+
+# Whoever waits for a strong lock makes all others wait behind it, and an operation of the
+# application gives up after five seconds.
+LOCK_TIMEOUT = "2s"
+STATEMENT_TIMEOUT = "30min"
+_PAUSE = 1.0
+
+
+def run() -> None:
+    """Apply what Alembic was asked for; errors become one clear line of its command line."""
+    try:
+        if context.is_offline_mode():
+            _run_offline()
+        else:
+            _run_online()
+    except StorageError as error:
+        raise CommandError(str(error)) from error
+
+
+def _run_offline() -> None:
+    context.configure(
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        version_table=VERSION_TABLE,
+        transaction_per_migration=True,
+    )
+    context.get_context().impl.static_output(f"SET lock_timeout = '{LOCK_TIMEOUT}';\n")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _run_online() -> None:
+    given = context.config.attributes.get("connection")
+    url = None if given is not None else _url()
+    target: Any = make_engine(url) if url is not None else given
+    place = describe_url(url) if url is not None else "the database"
+    engine = target if isinstance(target, Engine) else target.engine
+    wait = float(context.config.attributes.get("lock_wait", LOCK_WAIT))
+    deadline = time.monotonic() + wait
+    lock = UpgradeLock(lambda: driver_connection(engine), wait)
+    with _explained(place, None), lock, _explained(place, lock):
+        while not _migrate(target, lock, deadline):
+            time.sleep(_PAUSE)
+
+
+def _url() -> str:
+    url = context.config.attributes.get("url") or from_environment().url
+    if not url:
+        raise SettingsError(
+            f"no database: set {URL_VARIABLE} or {PLATFORM_URL_VARIABLE} to "
+            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+        )
+    return str(url)
+
+
+@contextmanager
+def _explained(place: str, lock: UpgradeLock | None) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, psycopg.Error) as error:
+        inner = driver_error(error)
+        if inner is None:
+            raise SchemaError(f"the upgrade failed: {type(error).__name__}.") from error
+        raise explain(inner, place, lock) from error
+
+
+def _migrate(target: Engine | Connection, lock: UpgradeLock, deadline: float) -> bool:
+    """One attempt. False: a table was in use, and there is time for another one."""
+    try:
+        with target.connect() if isinstance(target, Engine) else nullcontext(target) as connection:
+            _apply(connection, lock)
+    except SQLAlchemyError as error:
+        if is_busy(error) and time.monotonic() < deadline:
+            return False
+        raise
+    return True
+
+
+def _apply(connection: Connection, lock: UpgradeLock) -> None:
+    # Nothing may be executed on the connection before `configure`: Alembic would take the
+    # transaction that begins for somebody else's, and commit nothing.
+    bounded = partial(_begin, schema=lock.schema)
+    event.listen(connection, "begin", bounded)
+    context.configure(
+        connection=connection,
+        version_table=VERSION_TABLE,
+        version_table_schema=lock.schema,
+        transaction_per_migration=True,
+        on_version_apply=lambda **applied: _applied(lock, **applied),
+        **OPTIONS,
+    )
+    try:
+        with context.begin_transaction():
+            context.run_migrations()
+    except CommandError as error:
+        raise _newer(connection) or error from None
+    finally:
+        event.remove(connection, "begin", bounded)
+
+
+def _begin(connection: Connection, schema: str) -> None:
+    driver: Any = connection.connection.driver_connection
+    if not driver.autocommit:
+        # A DROP must not find a table of the same name further on in the search path.
+        driver.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
+        driver.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        driver.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+
+
+def _applied(lock: UpgradeLock, step: Any, **_: Any) -> None:
+    lock.probe()
+    if getattr(context.config.cmd_opts, "cmd", None) is not None:
+        way = "applied" if step.is_upgrade else "undone"
+        print(f"revision {step.up_revision_id} {way}", file=sys.stderr)  # noqa: T201
+
+
+def _newer(connection: Connection) -> SchemaError | None:
+    """The clear error where the database has a revision that this version does not know."""
+    connection.rollback()
+    found = context.get_context().get_current_heads()
+    unknown = [status_of(name) for name in found if status_of(name).state == "ahead"]
+    return SchemaError(unknown[0].message) if unknown else None

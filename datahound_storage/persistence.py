@@ -1,0 +1,300 @@
+"""The facade: what the scheduler and its web UI call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import Any
+
+from datahound_storage.backup import BackupHook
+from datahound_storage.codec import Task, decode
+from datahound_storage.errors import InvalidArgumentError
+from datahound_storage.fallback import Health, close_switch, open_switch
+from datahound_storage.files.lock import cannot
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.records import TaskStatus
+from datahound_storage.runs import HistoryEntry, new_entry
+from datahound_storage.saving import TaskAdapter, TaskClass, whole_state
+from datahound_storage.settings import Settings, from_environment, normalize_url
+from datahound_storage.tasks import MAX_KEY, PreparedTask, TaskText
+
+log = logging.getLogger("datahound_storage")
+
+_ABSENT = object()
+
+
+class SchedulerPersistence:
+    """Tasks and history of a scheduler, in the database with files beside it, or in the files.
+
+    With a URL (the argument, else the environment) the schema is brought to head, files and
+    database are reconciled, and the database serves from then on; should it fail, the files do.
+    Without one the files are the store. Either way the same calls give the same results.
+
+    `data_dir` is `<base>/data`. `task_class` is the scheduler's own class (`to_dict`, `from_dict`);
+    without it tasks are plain dicts. `hooks` are called after each commit and on each listing while
+    the database serves. Safe to share between threads; any number may exist in any number of
+    processes.
+
+    Raises SettingsError for a setting that cannot be used, FileStoreError where the directories
+    cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | str,
+        *,
+        task_class: type[TaskClass] | None = None,
+        url: str | None = None,
+        hooks: Sequence[BackupHook] = (),
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings or from_environment()
+        if url is not None:
+            self._settings = replace(self._settings, url=normalize_url(url, "url"))
+        self._paths = StatePaths.below(data_dir)
+        self._adapter = TaskAdapter(task_class)
+        self._listed = threading.local()
+        self._make_directories()
+        self._switch = open_switch(self._settings, self._paths)
+        self._switch.add_hooks(list(hooks))
+
+    def _make_directories(self) -> None:
+        try:
+            self._paths.make_directories()
+        except OSError as error:
+            place = Path(str(error.filename)) if error.filename else self._paths.data_dir
+            raise cannot("create", place, error) from error
+
+    @property
+    def data_dir(self) -> Path:
+        """`<base>/data`, absolute."""
+        return self._paths.data_dir
+
+    @property
+    def scheduler_dir(self) -> Path:
+        """Where the snapshot is."""
+        return self._paths.scheduler_dir
+
+    @property
+    def tasks_file(self) -> Path:
+        """The snapshot."""
+        return self._paths.tasks_file
+
+    @property
+    def history_file(self) -> Path:
+        """The history."""
+        return self._paths.history_file
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock file."""
+        return self._paths.lock_file
+
+    # Tasks.
+
+    def load_tasks(self) -> list[Any]:
+        """All tasks, in the order in which they were added.
+
+        A task that `task_class` rejects is left out and reported; it stays stored. While the
+        database serves, the snapshot shows this list when the call returns.
+        """
+        return [loaded for _, loaded in self._load()]
+
+    def _load(self) -> list[tuple[Task, Any]]:
+        nothing: list[TaskText] = []
+        texts = self._switch.run(lambda store: store.list_texts(), committed=nothing)
+        self._listed.keys = {item.task_key for item in texts}
+        pairs = []
+        for item in texts:
+            task = decode(item.text)
+            try:
+                pairs.append((task, self._adapter.from_dict(task)))
+            except Exception as error:  # noqa: BLE001 - one bad task must not hide the others
+                self._report_rejected(item.task_key, error)
+        return pairs
+
+    def _report_rejected(self, task_key: str, error: Exception) -> None:
+        # The message of a stranger's exception may quote settings: its kind has to do.
+        log.error(
+            "task %r cannot be made into a task object (%s): left out of the list, kept as it is",
+            task_key,
+            type(error).__name__,
+        )
+
+    def get_task(self, task_id: str) -> Any | None:
+        """The task, None if there is none (or the class rejects it, which is reported)."""
+        if not _is_possible(task_id):
+            return None
+        text = self._switch.run(lambda store: store.get_text(task_id), committed=None)
+        if text is None:
+            return None
+        try:
+            return self._adapter.from_dict(decode(text))
+        except Exception as error:  # noqa: BLE001 - as in a listing
+            self._report_rejected(task_id, error)
+            return None
+
+    def add_task(self, task: Any) -> bool:
+        """Add a task at the end; False if its id exists. Durable when it returns.
+
+        Raises InvalidTaskError for a task that cannot be stored.
+        """
+        prepared = self._adapter.prepare(self._adapter.to_dict(task))
+        added = self._switch.run(lambda store: store.add(prepared), committed=True)
+        if added and hasattr(self._listed, "keys"):
+            self._listed.keys.add(prepared.task_key)
+        return added
+
+    def update_task(self, task: Any) -> bool:
+        """Store a changed task and set its `updated_at` to now; False if its id does not exist.
+
+        Durable when it returns. Raises InvalidTaskError for a task that cannot be stored; then, and
+        where the answer is False, `updated_at` is left alone.
+        """
+        before = _get_updated_at(task)
+        _set_updated_at(task, _now_like(before, as_text=isinstance(task, dict)))
+        updated = False
+        try:
+            submitted = self._adapter.to_dict(task)
+            key: str = submitted["task_id"]
+
+            def change(stored: str) -> PreparedTask:
+                return self._adapter.prepare(submitted, stored)
+
+            updated = self._switch.run(lambda store: store.update(key, change), committed=True)
+        finally:
+            if not updated:
+                _set_updated_at(task, before)
+        return updated
+
+    def delete_task(self, task_id: str) -> bool:
+        """Delete a task; its history stays. False if there is none. Durable when it returns."""
+        if not _is_possible(task_id):
+            return False
+        return self._switch.run(lambda store: store.delete(task_id), committed=True)
+
+    def save_tasks(self, tasks: Iterable[Any]) -> bool:
+        """Make a list the whole state, in its order: all or nothing. Durable when it returns.
+
+        Tasks that are missing from it are deleted, but for those that somebody else added after
+        this thread last listed the tasks. Raises InvalidTaskError, having changed nothing.
+        """
+        submitted = [self._adapter.to_dict(task) for task in tasks]
+        decide = whole_state(self._adapter, submitted, getattr(self._listed, "keys", None))
+        self._switch.run(lambda store: store.change_all(decide), committed=None)
+        self._listed.keys = {task["task_id"] for task in submitted}
+        return True
+
+    def get_active_tasks(self) -> list[Any]:
+        """The tasks with status `active`, in the order in which they were added."""
+        return [loaded for task, loaded in self._load() if task.get("status") == TaskStatus.ACTIVE]
+
+    def get_tasks_by_type(self, task_type: Any) -> list[Any]:
+        """The tasks of a type (an enumeration's member or its value), in order of adding."""
+        wanted = getattr(task_type, "value", task_type)
+        return [loaded for task, loaded in self._load() if _config(task, "task_type") == wanted]
+
+    def get_tasks_by_company(self, company: str) -> list[Any]:
+        """The tasks of a company, in the order in which they were added."""
+        return [loaded for task, loaded in self._load() if _config(task, "company") == company]
+
+    # History.
+
+    def log_task_execution(
+        self,
+        task_id: str,
+        success: bool,
+        message: str = "",
+        duration_seconds: float = 0,
+        task_name: str = "",
+        task_type: str = "",
+    ) -> None:
+        """Keep a run that ends now. Never raises: a failure is reported and the loop goes on.
+
+        In the table and the file when it returns; where only the file serves, on disk.
+        """
+        try:
+            kind = getattr(task_type, "value", task_type)
+            entry = new_entry(task_id, success, message, duration_seconds, task_name, kind)
+            self._switch.run(lambda store: store.log_run(entry), committed=None)
+        except Exception:
+            log.error("a run of task %r could not be kept", str(task_id)[:80], exc_info=True)
+
+    def get_task_history(self, task_id: str | None = None, limit: int = 100) -> list[HistoryEntry]:
+        """The newest `limit` entries (of that task), newest end first.
+
+        Raises InvalidArgumentError for a negative limit.
+        """
+        if limit < 0:
+            raise InvalidArgumentError(f"limit must not be negative, it is {limit}.")
+        if limit == 0:
+            return []
+        return self._switch.run(lambda store: store.history(task_id, limit), committed=[])
+
+    def clear_old_history(self, days_to_keep: float = 30) -> int:
+        """Remove the runs that ended more than so many days ago; return how many.
+
+        From table and file alike, by the database's clock while it serves. Lines that cannot be
+        parsed are kept. Raises InvalidArgumentError for a negative number.
+        """
+        if days_to_keep < 0:
+            raise InvalidArgumentError(f"days_to_keep must not be negative, it is {days_to_keep}.")
+        return self._switch.run(lambda store: store.trim_history(days_to_keep), committed=0)
+
+    # The state of things.
+
+    def health(self) -> Health:
+        """Which store serves, since when, why, and how the backup is."""
+        return self._switch.health()
+
+    def close(self) -> None:
+        """Give up the connections. The last facade that is closed ends the process's attachment.
+
+        A facade made afterwards attaches anew, as at the start of a process.
+        """
+        close_switch(self._switch)
+
+
+def _is_possible(task_id: object) -> bool:
+    """Whether a store could hold a task with this id."""
+    return isinstance(task_id, str) and 0 < len(task_id) <= MAX_KEY and "\x00" not in task_id
+
+
+def _config(task: Task, name: str) -> object:
+    config = task.get("task_config")
+    return config.get(name) if isinstance(config, dict) else None
+
+
+def _get_updated_at(task: Any) -> Any:
+    if isinstance(task, dict):
+        return task.get("updated_at", _ABSENT)
+    return getattr(task, "updated_at", None)
+
+
+def _set_updated_at(task: Any, value: Any) -> None:
+    if value is _ABSENT:
+        task.pop("updated_at", None)
+    elif isinstance(task, dict):
+        task["updated_at"] = value
+    else:
+        task.updated_at = value
+
+
+def _now_like(before: Any, *, as_text: bool) -> Any:
+    """Now, as text or as a datetime and with or without an offset, as the task has it."""
+    if isinstance(before, str):
+        return datetime.now(_zone_of(before)).isoformat()
+    # Without an offset unless there was one: the scheduler's own times are naive and local.
+    now = datetime.now(before.tzinfo if isinstance(before, datetime) else None)
+    return now.isoformat() if as_text else now
+
+
+def _zone_of(time: str) -> tzinfo | None:
+    try:
+        return datetime.fromisoformat(time).tzinfo
+    except ValueError:
+        return None

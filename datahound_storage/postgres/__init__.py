@@ -1,0 +1,1 @@
+"""The Postgres side: tables, connections, statements, translated errors."""

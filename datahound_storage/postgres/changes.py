@@ -1,0 +1,114 @@
+"""Reading what changed since a known state, and the database's account of itself."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from datahound_storage.errors import SchemaError
+from datahound_storage.postgres.pool import DeadlineConnection
+from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
+from datahound_storage.postgres.watermark import Watermark
+
+
+class DatabaseState(NamedTuple):
+    """Which database this is, and the state of it that was read.
+
+    `incarnation` changes where transaction ids start anew: another cluster, a restored dump.
+    """
+
+    identity: str
+    incarnation: str
+    epoch: int
+    filled: bool
+    watermark: Watermark
+
+
+class Changes(NamedTuple):
+    """A reading: all tasks if `full`, else the changed ones and the keys of the deleted ones."""
+
+    state: DatabaseState
+    full: bool
+    tasks: list[StoredTask]
+    deleted: list[tuple[str, int]]
+    newest_us: int
+
+
+_STATE = """
+    s.identity::text, s.tableoid::bigint, s.epoch, s.filled_at IS NOT NULL,
+    pg_current_snapshot()::text"""
+
+_SINCE = f"""
+SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
+    SELECT {STORED_COLUMNS}, false FROM scheduler_tasks
+    WHERE changed_xid >= pg_snapshot_xmin(%(watermark)s::pg_snapshot)
+      AND NOT pg_visible_in_snapshot(changed_xid, %(watermark)s::pg_snapshot)
+    UNION ALL
+    SELECT task_key, NULL, deleted_xid::text,
+           (extract(epoch FROM deleted_at) * 1000000)::bigint, NULL, NULL, true
+    FROM scheduler_task_tombstones
+    WHERE deleted_xid >= pg_snapshot_xmin(%(watermark)s::pg_snapshot)
+      AND NOT pg_visible_in_snapshot(deleted_xid, %(watermark)s::pg_snapshot)
+) AS c ON true"""
+
+_ALL = f"""
+SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
+    SELECT {STORED_COLUMNS}, false FROM scheduler_tasks
+) AS c ON true"""
+
+_NEWEST = """
+SELECT (extract(epoch FROM greatest(
+    (SELECT max(changed_at) FROM scheduler_tasks),
+    (SELECT max(deleted_at) FROM scheduler_task_tombstones))) * 1000000)::bigint"""
+
+_STATE_WIDTH = 5
+
+
+def read_since(connection: DeadlineConnection, known: DatabaseState) -> Changes:
+    """What changed since `known`; everything where a difference cannot tell it."""
+    rows = connection.execute(_SINCE, {"watermark": str(known.watermark)}).fetchall()
+    changes = _changes(connection, rows, full=False)
+    fresh = changes.state
+    continues = (
+        (fresh.identity, fresh.incarnation, fresh.epoch)
+        == (known.identity, known.incarnation, known.epoch)
+    ) and fresh.watermark.xmax >= known.watermark.xmax
+    return changes if continues else read_all(connection)
+
+
+def read_all(connection: DeadlineConnection) -> Changes:
+    """All tasks, with the state of the database that they show."""
+    changes = _changes(connection, connection.execute(_ALL).fetchall(), full=True)
+    newest = connection.execute(_NEWEST).fetchone()
+    return changes._replace(newest_us=(newest and newest[0]) or 0)
+
+
+def _changes(connection: DeadlineConnection, rows: list[tuple[Any, ...]], *, full: bool) -> Changes:
+    if not rows:
+        raise SchemaError(
+            "the table scheduler_storage has lost its row: run `datahound-storage upgrade`."
+        )
+    state = _state(connection, rows[0])
+    found = [row[_STATE_WIDTH:] for row in rows if row[_STATE_WIDTH] is not None]
+    tasks = [stored_from_row(row[:-1]) for row in found if not row[-1]]
+    present = {stored.task_key for stored in tasks}
+    gone = [(row[0], int(row[2])) for row in found if row[-1] and row[0] not in present]
+    return Changes(state, full, tasks, gone, max((row[3] for row in found), default=0))
+
+
+def _state(connection: DeadlineConnection, row: tuple[Any, ...]) -> DatabaseState:
+    identity, table, epoch, filled, watermark = row[:_STATE_WIDTH]
+    incarnation = f"{cluster_of(connection)}/{table}"
+    return DatabaseState(identity, incarnation, epoch, filled, Watermark.parse(watermark))
+
+
+_CLUSTER = """
+SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' ||
+       (SELECT oid FROM pg_database WHERE datname = current_database())::text"""
+
+
+def cluster_of(connection: DeadlineConnection) -> str:
+    """The identity of the cluster and database that a connection leads to; asked once for each."""
+    if connection.cluster is None:
+        row = connection.execute(_CLUSTER).fetchone()
+        connection.cluster = str(row[0]) if row else ""
+    return connection.cluster

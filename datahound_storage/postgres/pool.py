@@ -1,0 +1,202 @@
+"""Connections: pooled, in autocommit, each operation under a deadline on this process's clock."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool
+
+from datahound_storage.errors import DatabaseUnavailableError
+from datahound_storage.postgres.errors import (
+    ConnectError,
+    is_connection_lost,
+    is_transient,
+    translate,
+)
+from datahound_storage.settings import describe_url
+
+log = logging.getLogger("datahound_storage.sql")
+
+T = TypeVar("T")
+POOL_SIZE = 5
+POOL_OVERFLOW = 20
+# Bulk work (import, save of thousands, prune) is bounded by progress: a single wait for the server.
+BULK_STALL = 60.0
+_CONNECT_SHARE = 0.6
+_RETRY_SHARE = 0.5
+_FIRST_PAUSE = 0.05
+
+
+class DeadlineConnection(psycopg.Connection[Any]):
+    """A connection that gives up waiting at a deadline.
+
+    Neither a statement timeout nor keepalives fire when the server's process is frozen while its
+    kernel still answers: only the client's own clock does. After it, the connection is closed.
+    """
+
+    deadline: float | None = None
+    cluster: str | None = None
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for the server, at most until the deadline."""
+        allowed = BULK_STALL
+        if self.deadline is not None:
+            allowed = max(self.deadline - time.monotonic(), 0.0)
+        timeout = allowed if timeout is None else min(allowed, timeout)
+        try:
+            return super().wait(gen, interval, timeout)
+        except pg._WaitTimeout:
+            self.pgconn.finish()
+            raise psycopg.OperationalError("no answer within the time allowed") from None
+
+
+class EchoCursor(psycopg.Cursor[Any]):
+    """A cursor that logs each statement, without its values: they can be settings."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        """Log, then execute."""
+        log.info("%s", " ".join(str(query).split()))
+        return super().execute(query, params, **options)
+
+
+class Outcome(NamedTuple, Generic[T]):
+    """The result of an operation, and whether an earlier attempt of it may have taken effect."""
+
+    result: T
+    repeated: bool
+
+
+class Database:
+    """A database by its URL: hands out connections and runs operations on them.
+
+    `timeout` bounds a single operation in seconds, waiting for a connection and retries included.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0, echo: bool = False) -> None:
+        self.url = url
+        self.place = describe_url(url)
+        self.timeout = timeout
+        self._echo = echo
+        self._pool = self._new_pool()
+        _databases.add(self)
+
+    def __repr__(self) -> str:
+        return f"Database({self.place!r})"
+
+    def _new_pool(self) -> QueuePool:
+        return QueuePool(
+            cast("Callable[[], Any]", self._connect),
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
+            timeout=self.timeout,
+            reset_on_return=None,  # autocommit: there is nothing to reset
+            use_lifo=True,
+        )
+
+    def _connect(self) -> DeadlineConnection:
+        parameters = conninfo_to_dict(self.url)
+        wait = max(2, round(self.timeout * _CONNECT_SHARE))
+        # The URL's own limit is kept, but cannot make an operation longer than promised.
+        given = int(str(parameters.get("connect_timeout") or 0))
+        try:
+            connection = DeadlineConnection.connect(
+                self.url,
+                autocommit=True,
+                connect_timeout=min(given, wait) if given > 0 else wait,
+                application_name=str(parameters.get("application_name") or "datahound-storage"),
+            )
+        except psycopg.OperationalError as error:
+            raise ConnectError(str(error)) from error
+        if self._echo:
+            connection.cursor_factory = EchoCursor
+        return connection
+
+    def run(
+        self, operation: Callable[[DeadlineConnection], T], *, bulk: bool = False
+    ) -> Outcome[T]:
+        """Run one operation, again where that helps, until it succeeds or the time is over.
+
+        An operation must bear being run twice: a connection that broke leaves the outcome of the
+        first attempt unknown, which `Outcome.repeated` tells. `bulk`: bounded by progress instead.
+        Raises errors of this package, whatever the database did.
+        """
+        start = time.monotonic()
+        deadline = None if bulk else start + self.timeout
+        last_retry = start + self.timeout * _RETRY_SHARE
+        pause, repeated = _FIRST_PAUSE, False
+        while True:
+            try:
+                with self._connection(deadline) as connection:
+                    return Outcome(operation(connection), repeated)
+            except psycopg.Error as error:
+                lost = is_connection_lost(error)
+                if not (lost or is_transient(error)) or time.monotonic() + pause > last_retry:
+                    raise translate(error, self.place) from error
+                repeated = repeated or (lost and not isinstance(error, ConnectError))
+            except PoolTimeoutError as error:
+                raise self._exhausted() from error
+            # A server that restarts is back in a moment; the pause grows, the deadline holds.
+            time.sleep(pause)
+            pause *= 2
+
+    def _exhausted(self) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(
+            f"no free connection to {self.place} within {self.timeout:g} s: this process uses "
+            f"all {POOL_SIZE + POOL_OVERFLOW}; look for threads that hang in a statement."
+        )
+
+    @contextmanager
+    def _connection(self, deadline: float | None) -> Iterator[DeadlineConnection]:
+        pool = self._pool
+        proxy = pool.connect()
+        connection = cast("DeadlineConnection", proxy.dbapi_connection)
+        connection.deadline = deadline
+        try:
+            yield connection
+        finally:
+            if connection.closed:
+                proxy.invalidate()
+                self._renew(pool)
+            elif connection.info.transaction_status != TransactionStatus.IDLE:
+                proxy.invalidate()
+            proxy.close()
+
+    def _renew(self, pool: QueuePool) -> None:
+        # The pooled connections led to the same server: they are as dead as the one that broke.
+        if self._pool is pool:
+            self._pool = self._new_pool()
+        pool.dispose()
+
+    def close(self) -> None:
+        """Close the pooled connections; the next operation opens new ones."""
+        self._renew(self._pool)
+
+    def forget_connections(self) -> None:
+        """Leave the connections to the parent process (after a fork), without closing them."""
+        _inherited.append(self._pool)
+        self._pool = self._new_pool()
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+# Kept alive: garbage collection would close the parent's connections.
+_inherited: list[QueuePool] = []
+
+
+def _forget_all() -> None:
+    for database in list(_databases):
+        database.forget_connections()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,195 @@
+"""The statements on `scheduler_runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import psycopg
+
+from datahound_storage.codec import loads
+from datahound_storage.runs import HistoryEntry, RunRow, entry_of, line_text, unknown_task_id
+
+Connection = psycopg.Connection[Any]
+
+BATCH = 10_000
+# The end of a run; of one that goes on (or that died without saying so), its start.
+ENDED = "coalesce(r.finished_at, r.started_at)"
+_ROW = (
+    "r.id, r.run_id, coalesce(r.task_key, ''), r.started_at, r.finished_at, r.success, r.message, "
+    "r.duration_ms, r.metadata_json, r.line_text"
+)
+
+
+class StoredRun(NamedTuple):
+    """A row of the table. `row.metadata_text` is empty: `metadata` has the value."""
+
+    row: RunRow
+    metadata: dict[str, Any]
+    task_id: Any
+
+
+def entry_of_stored(stored: StoredRun) -> HistoryEntry:
+    """The history entry that a row stands for: what its line said."""
+    if stored.row.line_text is not None:
+        entry: HistoryEntry = loads(stored.row.line_text)
+        return entry
+    return entry_of(stored.row.run_id, stored.row, stored.metadata)
+
+
+def line_of(stored: StoredRun) -> str:
+    """The history line of a row, without its end."""
+    return stored.row.line_text or line_text(entry_of_stored(stored))
+
+
+_INSERT = """
+INSERT INTO scheduler_runs AS r (
+    id, run_id, task_key, started_at, finished_at, success, message, duration_ms, metadata_json,
+    line_text, task_id)
+SELECT v.*, coalesce((SELECT id FROM scheduler_tasks WHERE task_key = v.task_key), %s::uuid)
+FROM (VALUES (%s::uuid, %s::text, %s::text, %s::timestamptz, %s::timestamptz, %s::boolean,
+              %s::text, %s::bigint, %s::jsonb, %s::text))
+    AS v (id, run_id, task_key, started_at, finished_at, success, message, duration_ms,
+          metadata_json, line_text)
+ON CONFLICT (run_id) DO UPDATE SET
+    finished_at = excluded.finished_at, success = excluded.success, message = excluded.message,
+    duration_ms = excluded.duration_ms, metadata_json = excluded.metadata_json
+WHERE r.finished_at IS NULL AND excluded.finished_at IS NOT NULL"""
+
+
+def insert(connection: Connection, row: RunRow) -> None:
+    """Record a run; harmless when sent again. A row that had no end yet gets it."""
+    connection.execute(_INSERT, (unknown_task_id(row.task_key), *row))
+
+
+_INCOMING = """
+CREATE TEMP TABLE incoming_runs (
+    ordinal bigint, unknown_task_id uuid, id uuid, run_id text, task_key text,
+    started_at timestamptz, finished_at timestamptz, success boolean, message text,
+    duration_ms bigint, metadata_json jsonb, line_text text
+) ON COMMIT DROP"""
+_INSERT_MANY = """
+INSERT INTO scheduler_runs (
+    id, task_id, run_id, started_at, finished_at, success, message, duration_ms, metadata_json,
+    task_key, line_text)
+SELECT i.id, coalesce(t.id, i.unknown_task_id), i.run_id, i.started_at, i.finished_at, i.success,
+       i.message, i.duration_ms, i.metadata_json, i.task_key, i.line_text
+FROM incoming_runs AS i LEFT JOIN scheduler_tasks AS t ON t.task_key = i.task_key
+ORDER BY i.ordinal
+ON CONFLICT (run_id) DO NOTHING"""
+
+
+def insert_many(connection: Connection, rows: Sequence[RunRow]) -> int:
+    """Record a batch of runs in a transaction of its own; return how many were new."""
+    with connection.transaction():
+        connection.execute(_INCOMING)
+        with connection.cursor().copy("COPY incoming_runs FROM STDIN") as copy:
+            for ordinal, row in enumerate(rows):
+                copy.write_row((ordinal, unknown_task_id(row.task_key), *row))
+        return connection.execute(_INSERT_MANY).rowcount
+
+
+_NEWEST = f"""
+SELECT {_ROW}, r.task_id FROM scheduler_runs AS r
+WHERE true {{condition}}
+ORDER BY {ENDED} DESC, r.seq DESC LIMIT %(limit)s"""
+_OF_TASK = "AND r.task_key = %(task_key)s"
+_ENDED_ONLY = "AND r.finished_at IS NOT NULL"
+
+
+def newest(
+    connection: Connection, task_key: str | None, limit: int | None, *, ended_only: bool = False
+) -> list[StoredRun]:
+    """The newest runs (of one task), newest first: by end, then insertion. None: all of them."""
+    condition = _OF_TASK if task_key is not None else ""
+    condition += f" {_ENDED_ONLY}" if ended_only else ""
+    cursor = connection.execute(
+        _NEWEST.format(condition=condition).encode(), {"task_key": task_key, "limit": limit}
+    )
+    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in cursor]
+
+
+def _run_row(row: tuple[Any, ...]) -> RunRow:
+    return RunRow._make((*row[:8], "", row[9]))
+
+
+def _metadata(row: tuple[Any, ...]) -> dict[str, Any]:
+    # By hand, anything can be put there.
+    return row[8] if isinstance(row[8], dict) else {}
+
+
+_IDS = "SELECT run_id FROM scheduler_runs WHERE finished_at IS NOT NULL"
+
+
+def run_ids(connection: Connection) -> set[str]:
+    """The ids of all runs that ended."""
+    return {row[0] for row in connection.execute(_IDS)}
+
+
+_BY_IDS = f"""
+SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.run_id = ANY(%s)
+ORDER BY {ENDED}, r.seq"""
+
+
+def by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredRun]:
+    """The runs with these ids, oldest first."""
+    rows = connection.execute(_BY_IDS, (list(ids),))
+    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in rows]
+
+
+def ended_runs(connection: Connection) -> Iterator[StoredRun]:
+    """All runs that ended, oldest first, streamed. Needs a transaction around it."""
+    query = f"""
+        SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
+        ORDER BY {ENDED}, r.seq"""
+    with connection.cursor(name="ended_runs") as cursor:
+        cursor.itersize = BATCH
+        cursor.execute(query.encode())
+        for row in cursor:
+            yield StoredRun(_run_row(row), _metadata(row), row[10])
+
+
+_PURGE = f"""
+DELETE FROM scheduler_runs WHERE id IN (
+    SELECT r.id FROM scheduler_runs AS r WHERE {ENDED} < %s
+    ORDER BY {ENDED} LIMIT {BATCH} FOR UPDATE SKIP LOCKED)"""
+
+
+def purge_batch(connection: Connection, older_than: datetime) -> int:
+    """Delete a batch of runs that ended (or, without an end, started) before; return how many."""
+    return connection.execute(_PURGE.encode(), (older_than,)).rowcount
+
+
+_CUTOFF = """
+UPDATE scheduler_storage SET history_cutoff = greatest(history_cutoff, %s)"""
+
+
+def remember_cutoff(connection: Connection, cutoff: datetime) -> None:
+    """Keep runs that ended before `cutoff` from being carried back from a file."""
+    connection.execute(_CUTOFF, (cutoff,))
+
+
+def history_cutoff(connection: Connection) -> datetime | None:
+    """The time before which runs are gone for good, None if none ever were trimmed."""
+    row = connection.execute("SELECT history_cutoff FROM scheduler_storage").fetchone()
+    return row[0] if row else None
+
+
+def clock(connection: Connection) -> datetime:
+    """The time on the database's clock, in UTC."""
+    row = connection.execute("SELECT clock_timestamp()").fetchone()
+    now: datetime = row[0] if row else datetime.now(UTC)
+    return now.astimezone(UTC)
+
+
+def batches(rows: Iterable[RunRow]) -> Iterator[list[RunRow]]:
+    """The rows in batches that bound memory and the length of a transaction."""
+    batch: list[RunRow] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,86 @@
+"""Rows of `scheduler_tasks` as the rest of the package sees them: a key and an exact text.
+
+A row that somebody edited by hand (or that code without the text wrote) is rebuilt: the edit is
+laid over the text, so that whatever was not edited keeps its order and spelling.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from datahound_storage.codec import (
+    Json,
+    decode,
+    encode_lenient,
+    for_jsonb,
+    loads,
+)
+from datahound_storage.tasks import apply_columns, in_field_order
+
+MIRROR_COLUMNS = ("task_type", "company", "schedule_type", "schedule_expr", "status")
+TIME_COLUMNS = ("created_at", "updated_at")
+
+# What a reader needs of a row. The last column is NULL but for edited rows.
+STORED_COLUMNS = """
+    task_key, position, changed_xid::text, (extract(epoch FROM changed_at) * 1000000)::bigint,
+    task_text,
+    CASE WHEN task_text IS NULL OR edited_columns <> '{}' THEN jsonb_build_object(
+        'edited', edited_columns, 'config', config_json, 'task_key', task_key,
+        'task_type', task_type, 'company', company, 'schedule_type', schedule_type,
+        'schedule_expr', schedule_expr, 'status', status,
+        'created_at', created_at, 'updated_at', updated_at)::text END"""
+
+
+class StoredTask(NamedTuple):
+    """A task in the database. `stamp` is the transaction that last changed it."""
+
+    task_key: str
+    position: int
+    stamp: int
+    changed_us: int
+    text: str
+
+
+def stored_from_row(row: tuple[Any, ...]) -> StoredTask:
+    """The stored task of a row of STORED_COLUMNS."""
+    task_key, position, stamp, changed_us, text, edits = row
+    if edits is not None:
+        text = rebuild(text, json.loads(edits))
+    return StoredTask(task_key, position, int(stamp), changed_us, text)
+
+
+def rebuild(text: str | None, edits: dict[str, Any]) -> str:
+    """The text of a row whose columns say something else than its text (or that has none)."""
+    edited = set(edits["edited"])
+    if text is None:
+        task = in_field_order(edits["config"]) if isinstance(edits["config"], dict) else {}
+        columns = MIRROR_COLUMNS
+    else:
+        task = decode(text)
+        if "config_json" in edited and isinstance(edits["config"], dict):
+            task = _overlay(task, loads(for_jsonb(text)), edits["config"])
+        columns = MIRROR_COLUMNS if "config_json" in edited else tuple(edited)
+    values = {name: edits[name] for name in columns if name in MIRROR_COLUMNS}
+    values |= {n: datetime.fromisoformat(edits[n]) for n in TIME_COLUMNS if n in edited}
+    task = apply_columns(task, values)
+    key = {"task_id": edits["task_key"]}
+    return encode_lenient(key | task | key)
+
+
+def _overlay(task: Json, shown: Json, edited: Json) -> Json:
+    """`task` with the changes that were made from `shown` (its form in jsonb) to `edited`."""
+    if not (isinstance(task, dict) and isinstance(shown, dict) and isinstance(edited, dict)):
+        return task if _equal(shown, edited) else edited
+    kept = {
+        key: _overlay(value, shown.get(key), edited[key]) if key in shown else value
+        for key, value in task.items()
+        if key in edited or key not in shown
+    }
+    return kept | {key: value for key, value in edited.items() if key not in kept}
+
+
+def _equal(left: Json, right: Json) -> bool:
+    # jsonb spells numbers in its own way (1e2 as 100): equal numbers are unchanged ones.
+    return left == right and (isinstance(left, bool) == isinstance(right, bool))

@@ -1,0 +1,237 @@
+"""The statements on `scheduler_tasks`, one function each.
+
+They take a connection in autocommit and are one round trip each, but for the bulk ones, which run
+in the caller's transaction. Each bears being sent twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import psycopg
+
+from datahound_storage.codec import for_jsonb
+from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
+from datahound_storage.tasks import TaskColumns
+
+Connection = psycopg.Connection[Any]
+
+COLUMNS = (
+    "task_key, task_type, company, schedule_type, schedule_expr, status, created_at, updated_at"
+)
+
+
+class TaskRow(NamedTuple):
+    """A task, ready for the table."""
+
+    id: UUID
+    columns: TaskColumns
+    text: str
+    timezone: str
+
+
+class Written(NamedTuple):
+    """What a change left in the table: the stamp of its transaction, and the task's place."""
+
+    stamp: int
+    position: int
+
+
+def new_row(columns: TaskColumns, text: str, timezone: str) -> TaskRow:
+    """The row of a task, with a new id."""
+    return TaskRow(uuid4(), columns, text, timezone)
+
+
+_INSERT = f"""
+INSERT INTO scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone)
+VALUES (%s, %s, %s, %s, %s, %s, %s, coalesce(%s, now()), coalesce(%s, now()), %s, %s, %s)
+ON CONFLICT (task_key) DO NOTHING
+RETURNING changed_xid::text, position"""
+
+
+def insert(connection: Connection, row: TaskRow) -> Written | None:
+    """Add a task; None if the key exists (with another id)."""
+    values = (row.id, *row.columns, for_jsonb(row.text), row.text, row.timezone)
+    found = connection.execute(_INSERT, values).fetchone()
+    return None if found is None else Written(int(found[0]), found[1])
+
+
+_OWN = "SELECT changed_xid::text, position FROM scheduler_tasks WHERE task_key = %s AND id = %s"
+
+
+def inserted(connection: Connection, row: TaskRow) -> Written | None:
+    """What an earlier attempt to insert this very row left, None if it left nothing."""
+    found = connection.execute(_OWN, (row.columns.task_key, row.id)).fetchone()
+    return None if found is None else Written(int(found[0]), found[1])
+
+
+_UPDATE = """
+UPDATE scheduler_tasks SET
+    task_type = %s, company = %s, schedule_type = %s, schedule_expr = %s, status = %s,
+    created_at = coalesce(%s, created_at), updated_at = coalesce(%s, updated_at),
+    config_json = %s, task_text = %s, timezone = coalesce(%s, timezone), edited_columns = '{}'
+WHERE task_key = %s AND changed_xid = %s::xid8
+RETURNING changed_xid::text, position"""
+
+
+def update(
+    connection: Connection, row: TaskRow, *, expected: int, timezone: str | None = None
+) -> Written | None:
+    """Change a task that is as its reader saw it; None if it is gone or was changed since."""
+    values = (*row.columns[1:], for_jsonb(row.text), row.text, timezone)
+    found = connection.execute(_UPDATE, (*values, row.columns.task_key, str(expected))).fetchone()
+    return None if found is None else Written(int(found[0]), found[1])
+
+
+_DELETE = """
+DELETE FROM scheduler_tasks WHERE task_key = %s RETURNING pg_current_xact_id()::text"""
+_TOMBSTONE = "SELECT deleted_xid::text FROM scheduler_task_tombstones WHERE task_key = %s"
+
+
+def delete(connection: Connection, task_key: str) -> int | None:
+    """Delete a task; return the stamp of the transaction, None if there was no such task."""
+    found = connection.execute(_DELETE, (task_key,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+def deleted(connection: Connection, task_key: str) -> int | None:
+    """The stamp of the transaction that deleted a key, None if it never was deleted."""
+    found = connection.execute(_TOMBSTONE, (task_key,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+_FETCH = f"SELECT {STORED_COLUMNS} FROM scheduler_tasks WHERE task_key = %s"
+
+
+def fetch(connection: Connection, task_key: str) -> StoredTask | None:
+    """A task by its key."""
+    found = connection.execute(_FETCH, (task_key,)).fetchone()
+    return None if found is None else stored_from_row(found)
+
+
+def lock_for_bulk_change(connection: Connection, patience: float) -> None:
+    """Keep all other writers out until the transaction ends; readers go on.
+
+    One lock for the whole table: those who change many rows at once cannot deadlock. Waits for
+    `patience` seconds at most.
+    """
+    connection.execute(f"SET LOCAL lock_timeout = {round(patience * 1000)}")
+    connection.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
+
+
+_INCOMING = """
+CREATE TEMP TABLE incoming_tasks (
+    ordinal bigint, id uuid, task_key text, task_type text, company text, schedule_type text,
+    schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
+    config_json jsonb, task_text text, timezone text
+) ON COMMIT DROP"""
+_COPY = f"""
+COPY incoming_tasks (ordinal, id, {COLUMNS}, config_json, task_text, timezone) FROM STDIN"""
+_UPDATE_MANY = """
+UPDATE scheduler_tasks AS t SET
+    task_type = i.task_type, company = i.company, schedule_type = i.schedule_type,
+    schedule_expr = i.schedule_expr, status = i.status,
+    created_at = coalesce(i.created_at, t.created_at),
+    updated_at = coalesce(i.updated_at, t.updated_at),
+    config_json = i.config_json, task_text = i.task_text, edited_columns = '{}'
+FROM incoming_tasks AS i
+WHERE t.task_key = i.task_key
+  AND (t.task_text IS DISTINCT FROM i.task_text OR t.edited_columns <> '{}')"""
+_INSERT_MANY = f"""
+INSERT INTO scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone)
+SELECT id, task_key, task_type, company, schedule_type, schedule_expr, status,
+       coalesce(created_at, now()), coalesce(updated_at, now()), config_json, task_text, timezone
+FROM incoming_tasks ORDER BY ordinal
+ON CONFLICT (task_key) DO NOTHING"""
+
+
+def upsert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
+    """Write many tasks inside the caller's transaction; new ones are added in the given order."""
+    connection.execute("DROP TABLE IF EXISTS pg_temp.incoming_tasks")
+    connection.execute(_INCOMING)
+    with connection.cursor().copy(_COPY) as copy:
+        for ordinal, row in enumerate(rows):
+            copy.write_row(
+                (ordinal, row.id, *row.columns, for_jsonb(row.text), row.text, row.timezone)
+            )
+    connection.execute(_UPDATE_MANY)
+    connection.execute(_INSERT_MANY)
+
+
+def delete_many(connection: Connection, task_keys: Sequence[str]) -> None:
+    """Delete tasks inside the caller's transaction."""
+    connection.execute("DELETE FROM scheduler_tasks WHERE task_key = ANY(%s)", (list(task_keys),))
+
+
+_REORDER = """
+UPDATE scheduler_tasks AS t SET position = p.position
+FROM (
+    SELECT task_key, nextval('scheduler_tasks_position_seq') AS position
+    FROM unnest(%s::text[]) WITH ORDINALITY AS wanted(task_key, ordinal) ORDER BY ordinal
+) AS p
+WHERE t.task_key = p.task_key"""
+
+
+def reorder(connection: Connection, task_keys: Sequence[str]) -> None:
+    """Give the tasks new positions, in this order, inside the caller's transaction."""
+    connection.execute(_REORDER, (list(task_keys),))
+
+
+_LIST = f"""
+SELECT id, {COLUMNS}, timezone, {STORED_COLUMNS} FROM scheduler_tasks
+WHERE (%(company)s::text IS NULL OR company = %(company)s)
+  AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(task_key)s::text IS NULL OR task_key = %(task_key)s)
+ORDER BY position, task_key"""
+
+
+class ListedTask(NamedTuple):
+    """A task with its columns, for those who want the row."""
+
+    row: TaskRow
+    stored: StoredTask
+
+
+def list_rows(
+    connection: Connection,
+    *,
+    company: str | None = None,
+    status: str | None = None,
+    task_key: str | None = None,
+) -> list[ListedTask]:
+    """The tasks that fit, in their order."""
+    values = {"company": company, "status": status, "task_key": task_key}
+    return [_listed(row) for row in connection.execute(_LIST, values)]
+
+
+def _listed(row: tuple[Any, ...]) -> ListedTask:
+    stored = stored_from_row(row[10:])
+    return ListedTask(TaskRow(row[0], TaskColumns(*row[1:9]), stored.text, row[9]), stored)
+
+
+class Conflict(NamedTuple):
+    """A version that lost: `kept` names the side whose version stays."""
+
+    task_key: str
+    half: str
+    kept: str
+    lost_text: str
+    reason: str
+
+
+_CONFLICT = """
+INSERT INTO scheduler_conflicts (task_key, half, kept, lost_text, reason)
+VALUES (%s, %s, %s, %s, %s)"""
+
+
+def insert_conflicts(connection: Connection, conflicts: Sequence[Conflict]) -> None:
+    """Keep versions that lost."""
+    connection.cursor().executemany(_CONFLICT, conflicts)
+
+
+def tombstones(connection: Connection) -> dict[str, datetime]:
+    """When each deleted key was deleted."""
+    return dict(connection.execute("SELECT task_key, deleted_at FROM scheduler_task_tombstones"))

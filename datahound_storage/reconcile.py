@@ -1,0 +1,205 @@
+"""How files and database meet again: a plan, worked out without touching either.
+
+Three versions of each task are compared half by half: the one that both sides showed when they were
+last equal (known by its hashes), the one in the files, and the one in the database. Nothing here
+reads or writes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from datahound_storage.codec import Task, encode_lenient, same
+from datahound_storage.files.sidecar import Hashes
+from datahound_storage.postgres.task_table import Conflict
+from datahound_storage.tasks import (
+    BulkChange,
+    PreparedTask,
+    columns_of,
+    hashes_of,
+    join_halves,
+    parse_time,
+)
+
+# A clock further ahead than this cannot be trusted to tell which change is newer.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+OPERATOR, SCHEDULER = 0, 1
+HALF_NAMES = ("operator", "scheduler")
+
+
+class Version(NamedTuple):
+    """A task on one side: its text, its value, and when it was last changed, if that is known."""
+
+    text: str
+    task: Task
+    changed_at: datetime | None
+
+
+class Base:
+    """What both sides showed when they were last equal: for each task the hashes of its halves.
+
+    Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Hashes], previous: Mapping[str, Hashes | None] | None = None
+    ) -> None:
+        self._tasks = tasks
+        self._previous = previous or {}
+
+    def knows(self, key: str) -> bool:
+        """Whether the task was there."""
+        return key in self._tasks or self._previous.get(key) is not None
+
+    def had(self, key: str, half: int, digest: str) -> bool:
+        """Whether a half was as it is now."""
+        versions = (self._tasks.get(key), self._previous.get(key))
+        return any(version is not None and version[half] == digest for version in versions)
+
+
+@dataclass
+class Plan:
+    """What is to be done to the database, what was lost on the way, and what to tell."""
+
+    write: list[PreparedTask] = field(default_factory=list)
+    delete: list[str] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+
+    @property
+    def change(self) -> BulkChange:
+        """The change to the tasks."""
+        return BulkChange(self.write, self.delete)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The sides as they are. `base` is None where they never met.
+
+    `files_complete`: a task missing from the files was deleted there (not just unreadable).
+    `deleted_at`: when the database saw the deletion of keys that it no longer has.
+    """
+
+    base: Base | None
+    files: Mapping[str, Version]
+    database: Mapping[str, Version]
+    files_complete: bool = True
+    deleted_at: Mapping[str, datetime] = field(default_factory=dict)
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def plan(self) -> Plan:
+        """Work out what to do, in the order of the files."""
+        plan = Plan()
+        for key, version in self.files.items():
+            if key in self.database:
+                self._meet(plan, key, version, self.database[key])
+            else:
+                self._only_in_files(plan, key, version)
+        for key, version in self.database.items():
+            if key not in self.files:
+                self._only_in_database(plan, key, version)
+        return plan
+
+    def _only_in_files(self, plan: Plan, key: str, version: Version) -> None:
+        if self.base is None:
+            gone = self.deleted_at.get(key)
+            if gone is not None and not _is_newer(version.changed_at, gone, self.now):
+                plan.conflicts.append(_lost(key, "task", "database", version, "deleted there"))
+                plan.reports.append(f"task {key!r} was deleted in the database; it stays deleted")
+                return
+        elif self.base.knows(key):
+            operator = hashes_of(version.task)[OPERATOR]
+            if self.base.had(key, OPERATOR, operator):
+                return  # deleted in the database; what the scheduler did does not revive it
+            plan.reports.append(
+                f"task {key!r} was deleted in the database but edited in the files: it is kept"
+            )
+        plan.write.append(_prepared(version))
+
+    def _only_in_database(self, plan: Plan, key: str, version: Version) -> None:
+        if self.base is None or not self.base.knows(key) or not self.files_complete:
+            return
+        if self.base.had(key, OPERATOR, hashes_of(version.task)[OPERATOR]):
+            plan.delete.append(key)
+            return
+        plan.reports.append(
+            f"task {key!r} was deleted in the files but edited in the database: it is kept"
+        )
+
+    def _meet(self, plan: Plan, key: str, files: Version, database: Version) -> None:
+        if files.text == database.text:
+            return
+        hashes = (hashes_of(files.task), hashes_of(database.task))
+        if self.base is None and hashes[0] == hashes[1]:
+            # Rows without a text were rebuilt: the file still has order and spelling.
+            plan.write.append(_prepared(files))
+            return
+        from_files = [
+            self._files_win(plan, key, half, files, database, (hashes[0][half], hashes[1][half]))
+            for half in (OPERATOR, SCHEDULER)
+        ]
+        if any(from_files):
+            plan.write.append(_joined(from_files, files, database))
+
+    def _files_win(
+        self,
+        plan: Plan,
+        key: str,
+        half: int,
+        files: Version,
+        database: Version,
+        hashes: tuple[str, str],
+    ) -> bool:
+        """Whether the files' version of one half is the one to keep."""
+        in_files, in_database = hashes
+        if in_files == in_database:
+            return False
+        base = self.base
+        if base is not None and base.knows(key):
+            if base.had(key, half, in_files):
+                return False
+            if base.had(key, half, in_database):
+                return True
+        wins = _is_newer(files.changed_at, database.changed_at, self.now)
+        kept, lost = ("files", database) if wins else ("database", files)
+        reason = "changed on both sides; the newer change was kept"
+        plan.conflicts.append(_lost(key, HALF_NAMES[half], kept, lost, reason))
+        plan.reports.append(
+            f"task {key!r}: the {HALF_NAMES[half]}'s half was changed in the files and in the "
+            f"database; the {kept}' version was kept, the other one is in scheduler_conflicts"
+        )
+        return wins
+
+
+def _is_newer(files: datetime | None, database: datetime | None, now: datetime) -> bool:
+    """Whether the files' change is newer; not where its time cannot be trusted, nor in a tie."""
+    if files is None or files > now + CLOCK_TOLERANCE:
+        return False
+    return database is None or files > database
+
+
+def _joined(from_files: list[bool], files: Version, database: Version) -> PreparedTask:
+    if all(from_files):
+        return _prepared(files)
+    sides = [files if wins else database for wins in from_files]
+    task = join_halves(sides[OPERATOR].task, sides[SCHEDULER].task)
+    for version in (files, database):
+        if same(task, version.task):
+            return _prepared(version)
+    return PreparedTask(columns_of(task), encode_lenient(task))
+
+
+def _prepared(version: Version) -> PreparedTask:
+    return PreparedTask(columns_of(version.task), version.text)
+
+
+def _lost(key: str, half: str, kept: str, version: Version, reason: str) -> Conflict:
+    return Conflict(key, half, kept, version.text, reason)
+
+
+def file_version(text: str, task: Task) -> Version:
+    """The version of a task in the files, whose time is what the task says of itself."""
+    return Version(text, task, parse_time(task.get("updated_at")))

@@ -1,0 +1,214 @@
+"""What a history line means, and the row of `scheduler_runs` that stands for it.
+
+A row gives back the line that it came from: it is rebuilt from the columns, and where that would
+not be the same line (other keys, another spelling, U+0000), the row keeps the line's text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4, uuid5
+
+import orjson
+
+from datahound_storage.codec import fits_text_column, for_jsonb, for_text_column, loads
+from datahound_storage.records import SchedulerRunRecord
+from datahound_storage.tasks import MAX_KEY, parse_time
+
+HistoryEntry = dict[str, Any]
+
+# Ids of lines that have none of their own: derived from their text, so that importing a line
+# twice is harmless. The revisions derive them in the same way.
+DERIVED_PREFIX = "line-"
+# Logical task ids of runs whose task is not in the table.
+TASK_ID_NAMESPACE = UUID("6d1c0f0e-8a3e-5d4b-9b57-3f6a2f0c7a11")
+_LONGEST = timedelta(days=3650)
+
+
+class RunRow(NamedTuple):
+    """The values of a row of `scheduler_runs`, ready for the database."""
+
+    id: UUID
+    run_id: str
+    task_key: str
+    started_at: datetime
+    finished_at: datetime | None
+    success: bool | None
+    message: str | None
+    duration_ms: int | None
+    metadata_text: str
+    line_text: str | None
+
+
+class Line(NamedTuple):
+    """A usable line of the history file."""
+
+    run_id: str
+    ended_at: datetime
+    text: str
+    entry: HistoryEntry
+
+
+def new_entry(
+    task_id: str,
+    success: bool,
+    message: str,
+    duration_seconds: float,
+    task_name: str,
+    task_type: str,
+) -> HistoryEntry:
+    """The history entry of a run that ends now, with a new run id."""
+    return {
+        "timestamp": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+        "task_name": task_name,
+        "task_type": task_type,
+        "success": success,
+        "message": message,
+        "duration_seconds": duration_seconds,
+        "run_id": str(uuid4()),
+    }
+
+
+def line_text(entry: HistoryEntry) -> str:
+    """A history entry as one line, without its end. NaN becomes null, objects their text."""
+    try:
+        return json.dumps(entry, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        plain = {k: v if isinstance(v, str | bool | int) else _plain(v) for k, v in entry.items()}
+        return json.dumps(plain)
+
+
+def _plain(value: object) -> object:
+    if value is None or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return None if isinstance(value, float) else str(value)
+
+
+def parse_line(text: str) -> Line | None:
+    """The line of a text, None if it is no usable history entry. `run_id` is '' if it has none."""
+    try:
+        entry = loads(text)
+    except (json.JSONDecodeError, orjson.JSONDecodeError, RecursionError, ValueError):
+        return None
+    if not isinstance(entry, dict) or not _usable_key(entry.get("task_id")):
+        return None
+    ended_at = parse_time(entry.get("timestamp"))
+    if ended_at is None:
+        return None
+    run_id = entry.get("run_id")
+    return Line(str(run_id) if _usable_key(run_id) else "", ended_at, text, entry)
+
+
+def _usable_key(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_KEY and fits_text_column(value)
+
+
+def identify(texts: Iterable[str]) -> Iterator[Line]:
+    """The usable lines of one file, each with its run id.
+
+    A line without one gets an id derived from its text and its number among equal lines.
+    """
+    seen: Counter[str] = Counter()
+    for text in texts:
+        line = parse_line(text)
+        if line is None:
+            continue
+        yield line if line.run_id else line._replace(run_id=_derived_id(line.text, seen))
+
+
+def _derived_id(text: str, seen: Counter[str]) -> str:
+    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    seen[digest] += 1
+    return f"{DERIVED_PREFIX}{digest}-{seen[digest]}"
+
+
+def row_of(line: Line) -> RunRow:
+    """The row that stands for a line."""
+    entry = line.entry
+    seconds = _seconds(entry.get("duration_seconds"))
+    success = entry.get("success")
+    message = entry.get("message")
+    row = RunRow(
+        id=uuid4(),
+        run_id=line.run_id,
+        task_key=entry["task_id"],
+        started_at=_started(line.ended_at, seconds),
+        finished_at=line.ended_at,
+        success=bool(success),
+        message=for_text_column(message) if isinstance(message, str) else "",
+        duration_ms=round(seconds * 1000),
+        metadata_text=_metadata_text(entry),
+        line_text=None,
+    )
+    rebuilt = json.dumps(entry_of(row.run_id, row, json.loads(row.metadata_text)))
+    return row if rebuilt == line.text else row._replace(line_text=_storable(line))
+
+
+def _metadata_text(entry: HistoryEntry) -> str:
+    names = ("task_name", "task_type", "duration_seconds")
+    metadata = {"task_key": entry["task_id"], **{k: entry[k] for k in names if k in entry}}
+    return for_jsonb(json.dumps(metadata))
+
+
+def _storable(line: Line) -> str:
+    # A line in UTF-8 can hold no U+0000 outside of an escape, yet a text column must not fail.
+    return line.text if fits_text_column(line.text) else json.dumps(line.entry)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return min(max(float(value), 0.0), _LONGEST.total_seconds())
+
+
+def _started(ended_at: datetime, seconds: float) -> datetime:
+    try:
+        return ended_at - timedelta(seconds=seconds)
+    except OverflowError:
+        return ended_at
+
+
+def entry_of(run_id: str, row: RunRow, metadata: dict[str, Any]) -> HistoryEntry:
+    """The history entry that a row's columns say, with the keys of a history line in order."""
+    ended_at = row.finished_at or row.started_at
+    seconds = metadata.get("duration_seconds", (row.duration_ms or 0) / 1000)
+    entry: HistoryEntry = {
+        "timestamp": ended_at.astimezone(UTC).isoformat(),
+        "task_id": row.task_key,
+        "task_name": metadata.get("task_name", ""),
+        "task_type": metadata.get("task_type", ""),
+        "success": row.success,
+        "message": row.message or "",
+        "duration_seconds": seconds,
+    }
+    if not run_id.startswith(DERIVED_PREFIX):
+        entry["run_id"] = run_id
+    return entry
+
+
+def row_of_record(run: SchedulerRunRecord, task_key: str) -> RunRow:
+    """The row of a run record."""
+    return RunRow(
+        id=run.id,
+        run_id=run.run_id,
+        task_key=task_key,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        success=run.success,
+        message=None if run.message is None else for_text_column(run.message),
+        duration_ms=run.duration_ms,
+        metadata_text=for_jsonb(json.dumps(run.metadata_json)),
+        line_text=None,
+    )
+
+
+def unknown_task_id(task_key: str) -> UUID:
+    """The logical task id of a run whose task is not in the table."""
+    return uuid5(TASK_ID_NAMESPACE, task_key)

@@ -1,0 +1,122 @@
+"""The settings, and the only place that reads the process environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from datahound_storage.errors import SettingsError
+
+URL_VARIABLE = "DATAHOUND_STORAGE_URL"
+PLATFORM_URL_VARIABLE = "DATABASE_URL"
+SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the package was told from outside.
+
+    `url` is a libpq connection URL or None, where the JSON files are the store. It is left out
+    of the representation, as it may hold a password. Times are in seconds.
+    """
+
+    url: str | None = field(default=None, repr=False)
+    url_variable: str = URL_VARIABLE
+    timezone: str = "UTC"
+    echo: bool = False
+    auto_upgrade: bool = True
+    operation_timeout: float = 5.0
+    data_dir: Path = Path("data")
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings; raise SettingsError where one cannot be used."""
+    env = os.environ if environ is None else environ
+    name = URL_VARIABLE if URL_VARIABLE in env else PLATFORM_URL_VARIABLE
+    return Settings(
+        url=normalize_url(env.get(name, ""), name),
+        url_variable=name,
+        timezone=env.get("DATAHOUND_SCHEDULER_TZ", "").strip() or "UTC",
+        echo=env.get("DATAHOUND_STORAGE_ECHO", "").strip().lower() in TRUE_WORDS,
+        auto_upgrade=_flag(env, "DATAHOUND_STORAGE_AUTO_UPGRADE", default=True),
+        operation_timeout=_seconds(env, "DATAHOUND_STORAGE_TIMEOUT_SECONDS", default=5.0),
+        data_dir=Path(env.get("DATAHOUND_DATA_DIR", "").strip() or "data"),
+    )
+
+
+def normalize_url(value: str, variable: str = URL_VARIABLE) -> str | None:
+    """Return `value` as a libpq URL, None where it is blank.
+
+    Raises SettingsError, which names `variable` and never shows the value, for anything that is
+    not a PostgreSQL URL for psycopg 3.
+    """
+    text = value.strip()
+    if not text:
+        return None
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.lower() not in SCHEMES:
+        shown = f"scheme {scheme[:40]!r}" if separator else "no scheme"
+        raise SettingsError(
+            f"{variable} is not a PostgreSQL URL ({shown}). "
+            "Use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or unset it to use the files."
+        )
+    url = f"postgresql://{rest}"
+    _check_url(url, variable)
+    return url
+
+
+def _check_url(url: str, variable: str) -> None:
+    # The parser's own message can quote a part of the URL, and so a password: it stays out.
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        parts = conninfo_to_dict(url)
+        ports = str(parts.get("port") or "")
+        well_formed = all(port.isdecimal() for port in ports.split(",") if port)
+        # A host with an @ is the rest of a password in which one was not encoded.
+        well_formed = well_formed and "@" not in str(parts.get("host") or "")
+    except ProgrammingError:
+        well_formed = False
+    if not well_formed:
+        raise SettingsError(
+            f"{variable} is malformed: check the port, and write special characters in the user "
+            "name and the password percent-encoded (@ as %40, / as %2F, : as %3A)."
+        )
+
+
+def describe_url(url: str) -> str:
+    """Where a URL leads, for messages: host, port and database, without user or password."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    parts = conninfo_to_dict(url)
+    host = str(parts.get("host") or parts.get("hostaddr") or "the local socket")
+    port = f":{parts['port']}" if parts.get("port") and not host.startswith("/") else ""
+    return f"{host}{port}/{quote(str(parts.get('dbname') or ''), safe='')}"
+
+
+def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
+    word = env.get(name, "").strip().lower()
+    if name not in env:
+        return default
+    if word in TRUE_WORDS or word in FALSE_WORDS:
+        return word in TRUE_WORDS
+    raise SettingsError(f"{name} must be 1/true/yes/on or 0/false/no/off, not {word[:40]!r}.")
+
+
+def _seconds(env: Mapping[str, str], name: str, *, default: float) -> float:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.1 <= value <= 3600:
+        raise SettingsError(f"{name} must be a number of seconds from 0.1 to 3600.")
+    return value

@@ -1,0 +1,45 @@
+"""What a store does for the facade. The database and the files each do it, observably the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from datahound_storage.runs import HistoryEntry
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+
+# Makes the new version of a task from the text of the one that is stored.
+Change = Callable[[str], PreparedTask]
+# Makes the new state of all tasks from the present one.
+Decide = Callable[[list[TaskText]], BulkChange]
+
+
+class TaskStore(Protocol):
+    """Tasks and history. What a method changed is durable when it returns."""
+
+    def list_texts(self) -> list[TaskText]:
+        """All tasks, in the order in which they were added."""
+
+    def get_text(self, task_key: str) -> str | None:
+        """The text of a task, None if there is none."""
+
+    def add(self, prepared: PreparedTask) -> bool:
+        """Add a task at the end; False if the key exists."""
+
+    def update(self, task_key: str, change: Change) -> bool:
+        """Change a task as it is now; False if there is none."""
+
+    def delete(self, task_key: str) -> bool:
+        """Delete a task; False if there is none."""
+
+    def change_all(self, decide: Decide) -> None:
+        """Change many tasks: all or nothing."""
+
+    def log_run(self, entry: HistoryEntry) -> None:
+        """Keep a run."""
+
+    def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
+        """The newest `limit` entries (of one task), newest first."""
+
+    def trim_history(self, days: float) -> int:
+        """Remove the runs that ended longer ago; return how many."""

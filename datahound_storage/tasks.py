@@ -1,0 +1,333 @@
+"""What a task object means: its columns, its rules, its two halves.
+
+A task is a dict as the scheduler writes it. The columns of `scheduler_tasks` mirror parts of it;
+where somebody changed a column by hand, `apply_columns` writes the change back into the task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from datahound_storage.codec import Task, fits_text_column, for_text_column
+from datahound_storage.errors import InvalidTaskError
+from datahound_storage.records import ScheduleType, TaskStatus
+
+MAX_KEY = 255
+SHORT_DAYS = {
+    day[:3]: day
+    for day in ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+}
+OPERATOR_STATUSES = frozenset({TaskStatus.PAUSED.value, TaskStatus.DISABLED.value})
+SCHEDULE_FIELDS = ("schedule_type", "interval_minutes", "daily_time", "weekly_schedule")
+SCHEDULER_FIELDS = frozenset(
+    {"last_run", "next_run", "run_count", "consecutive_errors", "last_error", "updated_at"}
+)
+# The order in which the scheduler writes a task; a row without text is listed in it.
+FIELD_ORDER = (
+    "task_id",
+    "name",
+    "description",
+    "task_config",
+    "schedule_type",
+    "status",
+    "interval_minutes",
+    "daily_time",
+    "weekly_schedule",
+    "last_run",
+    "next_run",
+    "last_error",
+    "run_count",
+    "consecutive_errors",
+    "created_at",
+    "updated_at",
+)
+
+
+CONFIG_ORDER = (
+    "task_type",
+    "company",
+    "settings",
+    "file_types",
+    "archive_existing",
+    "dedup_after",
+    "mark_as_read",
+    "prepare_types",
+    "write_parquet",
+    "write_csv",
+    "backup_files",
+    "dry_run",
+    "write_mode",
+    "event_type",
+    "scan_all_events",
+    "execute_all_enabled",
+    "extraction_configs",
+    "include_rfm",
+    "include_demographics",
+    "include_permits",
+    "include_marketable",
+    "include_segments",
+    "processing_limit",
+)
+WEEK_ORDER = ("days", "time_window", "interval_minutes")
+
+
+class TaskColumns(NamedTuple):
+    """The columns that mirror a task. A time is None where the task has none that can be read."""
+
+    task_key: str
+    task_type: str
+    company: str
+    schedule_type: str
+    schedule_expr: str
+    status: str
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class PreparedTask(NamedTuple):
+    """A valid task, ready to be stored: its columns and its text."""
+
+    columns: TaskColumns
+    text: str
+
+    @property
+    def task_key(self) -> str:
+        """The task's key."""
+        return self.columns.task_key
+
+
+class BulkChange(NamedTuple):
+    """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes."""
+
+    write: list[PreparedTask]
+    delete: list[str]
+    order: list[str] | None = None
+
+
+class TaskText(NamedTuple):
+    """A stored task: its key and its exact text."""
+
+    task_key: str
+    text: str
+
+
+def columns_of(task: Task) -> TaskColumns:
+    """The columns of a valid task (see `check`)."""
+    config = task.get("task_config") or {}
+    return TaskColumns(
+        task_key=task["task_id"],
+        task_type=for_text_column(_text(config.get("task_type"))),
+        company=for_text_column(_text(config.get("company"))),
+        schedule_type=for_text_column(_text(task.get("schedule_type"))),
+        schedule_expr=for_text_column(schedule_expr(task))[:255],
+        status=for_text_column(_text(task.get("status"))),
+        created_at=parse_time(task.get("created_at")),
+        updated_at=parse_time(task.get("updated_at")),
+    )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def schedule_expr(task: Task) -> str:
+    """The schedule in short: `interval:15`, `daily:01:00:00`, `weekly:mon,wed@60`."""
+    kind = task.get("schedule_type")
+    if kind == ScheduleType.INTERVAL:
+        return f"interval:{_number(task.get('interval_minutes'))}"
+    if kind == ScheduleType.DAILY_TIME:
+        return f"daily:{_text(task.get('daily_time'))}"
+    if kind == ScheduleType.WEEKLY_SCHEDULE:
+        week = task.get("weekly_schedule")
+        week = week if isinstance(week, dict) else {}
+        days = week.get("days")
+        names = [str(day)[:3].lower() for day in days] if isinstance(days, list) else []
+        return f"weekly:{','.join(names)}@{_number(week.get('interval_minutes'))}"
+    return ""
+
+
+def _number(value: object) -> str:
+    return "" if value is None else str(value)[:32]
+
+
+def parse_time(value: object) -> datetime | None:
+    """The instant of an ISO time; a naive one is the process's local time. None if unreadable."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_key(key: object) -> str:
+    """Return a usable task key; raise InvalidTaskError for any other value."""
+    if not isinstance(key, str) or not key.strip():
+        raise InvalidTaskError("a task needs a task_id that is a text and not empty.")
+    if len(key) > MAX_KEY:
+        raise InvalidTaskError(
+            f"task_id {key[:40]!r}... has {len(key)} characters; {MAX_KEY} are allowed."
+        )
+    if not fits_text_column(key):
+        raise InvalidTaskError(f"task_id {key!r} holds U+0000 or half a surrogate pair.")
+    return key
+
+
+def check(task: object) -> Task:
+    """Return the task if a store can hold it; raise InvalidTaskError that names task and field."""
+    if not isinstance(task, dict):
+        raise InvalidTaskError(f"a task must be an object, not {type(task).__name__}.")
+    key = check_key(task.get("task_id"))
+    config = task.get("task_config")
+    if config is not None and not isinstance(config, dict):
+        raise _invalid(key, "task_config", "must be an object")
+    _check_text(key, "task_config.task_type", (config or {}).get("task_type"), 64)
+    _check_text(key, "task_config.company", (config or {}).get("company"), 255)
+    _check_text(key, "schedule_type", task.get("schedule_type"), 32)
+    _check_text(key, "status", task.get("status"), 32)
+    return task
+
+
+def check_from_caller(task: object) -> Task:
+    """As `check`, and the status must be one that the scheduler knows."""
+    valid = check(task)
+    status = valid.get("status")
+    if status is not None and status not in set(TaskStatus):
+        known = ", ".join(TaskStatus)
+        raise _invalid(valid["task_id"], "status", f"must be one of {known}")
+    return valid
+
+
+def _check_text(key: str, name: str, value: object, limit: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise _invalid(key, name, f"must be a text, not {type(value).__name__}")
+    if len(value) > limit:
+        raise _invalid(key, name, f"has {len(value)} characters; {limit} are allowed")
+
+
+def _invalid(key: str, name: str, problem: str) -> InvalidTaskError:
+    return InvalidTaskError(f"task {key[:80]!r}: {name} {problem}.")
+
+
+def apply_columns(task: Task, columns: Mapping[str, Any]) -> Task:
+    """The task with `columns` (name to value) written into it wherever they say something else."""
+    own = columns_of(task)._asdict()
+    changed = {name: value for name, value in columns.items() if name in own and own[name] != value}
+    result = dict(task)
+    for name in ("task_type", "company"):
+        if name in changed:
+            result["task_config"] = {**(result.get("task_config") or {}), name: changed[name]}
+    if "schedule_type" in changed:
+        result["schedule_type"] = changed["schedule_type"]
+    if "schedule_expr" in changed:
+        result.update(_schedule_fields(changed["schedule_expr"], result))
+    if "status" in changed:
+        result["status"] = changed["status"]
+    for name in ("created_at", "updated_at"):
+        if changed.get(name) is not None:
+            result[name] = _spelled_like(changed[name], task.get(name))
+    return result
+
+
+def _schedule_fields(expr: str, task: Task) -> Task:
+    """The fields that an edited `schedule_expr` stands for; none where it cannot be read."""
+    kind, _, rest = expr.partition(":")
+    if kind == "interval" and rest.strip().isdecimal():
+        return {"schedule_type": "interval", "interval_minutes": int(rest)}
+    if kind == "daily" and rest:
+        return {"schedule_type": "daily_time", "daily_time": rest}
+    days, _, minutes = rest.partition("@")
+    names = [SHORT_DAYS.get(day.strip()[:3].lower()) for day in days.split(",")]
+    if kind != "weekly" or None in names:
+        return {}
+    week = dict(task.get("weekly_schedule") or {"days": [], "time_window": None})
+    week["days"] = names
+    week["interval_minutes"] = int(minutes) if minutes.strip().isdecimal() else None
+    return {"schedule_type": "weekly_schedule", "weekly_schedule": week}
+
+
+def _spelled_like(instant: datetime, old: object) -> str:
+    """An instant as ISO text, naive local where the old text was, else with its offset."""
+    try:
+        zone = datetime.fromisoformat(old).tzinfo if isinstance(old, str) else None
+    except ValueError:
+        zone = None
+    if zone is None:
+        return instant.astimezone().replace(tzinfo=None).isoformat()
+    return instant.astimezone(zone).isoformat()
+
+
+def in_field_order(task: Task) -> Task:
+    """The task with its keys in the order in which the scheduler writes them."""
+    ordered = _ordered(task, FIELD_ORDER)
+    for name, order in (("task_config", CONFIG_ORDER), ("weekly_schedule", WEEK_ORDER)):
+        if isinstance(ordered.get(name), dict):
+            ordered[name] = _ordered(ordered[name], order)
+    return ordered
+
+
+def _ordered(value: Task, order: tuple[str, ...]) -> Task:
+    known = [name for name in order if name in value]
+    return {name: value[name] for name in [*known, *(n for n in value if n not in order)]}
+
+
+class Halves(NamedTuple):
+    """The operator's half and the scheduler's half of a task, each as plain JSON objects."""
+
+    operator: Task
+    scheduler: Task
+
+
+def halves_of(task: Task) -> Halves:
+    """Split a task: `paused` and `disabled` belong to the operator, other states do not."""
+    operator = {k: v for k, v in task.items() if k not in SCHEDULER_FIELDS and k != "status"}
+    scheduler = {k: v for k, v in task.items() if k in SCHEDULER_FIELDS}
+    status = task.get("status")
+    if status in OPERATOR_STATUSES:
+        operator["status"] = status
+    else:
+        scheduler["status"] = status
+    return Halves(operator, scheduler)
+
+
+def hash_half(half: Task) -> str:
+    """A short hash of one half, the same whatever the order of its keys."""
+    canonical = json.dumps(half, sort_keys=True, default=str)
+    return blake2b(canonical.encode("ascii"), digest_size=8).hexdigest()
+
+
+def hashes_of(task: Task) -> tuple[str, str]:
+    """The hashes of the operator's and of the scheduler's half."""
+    halves = halves_of(task)
+    return hash_half(halves.operator), hash_half(halves.scheduler)
+
+
+def join_halves(operator_from: Task, scheduler_from: Task) -> Task:
+    """A task with the operator's half of one version and the scheduler's half of another.
+
+    A `next_run` that was computed from another schedule does not come along.
+    """
+    joined = {k: v for k, v in operator_from.items() if k not in SCHEDULER_FIELDS}
+    same_schedule = all(operator_from.get(k) == scheduler_from.get(k) for k in SCHEDULE_FIELDS)
+    for name in operator_from:
+        if name in SCHEDULER_FIELDS and name in scheduler_from:
+            joined[name] = scheduler_from[name]
+    joined.update({k: v for k, v in scheduler_from.items() if k in SCHEDULER_FIELDS})
+    if not same_schedule and "next_run" in operator_from:
+        joined["next_run"] = operator_from["next_run"]
+    joined["status"] = _joined_status(operator_from.get("status"), scheduler_from.get("status"))
+    return {name: joined[name] for name in [*operator_from, *joined] if name in joined}
+
+
+def _joined_status(operator: object, scheduler: object) -> object:
+    if operator in OPERATOR_STATUSES:
+        return operator
+    if scheduler in OPERATOR_STATUSES:
+        return operator if operator is not None else TaskStatus.ACTIVE.value
+    return scheduler

@@ -1,0 +1,57 @@
+"""Facades on either store, closed at the end of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datahound_storage import SchedulerPersistence
+
+MakePersistence = Callable[..., SchedulerPersistence]
+
+
+@pytest.fixture(params=["files", "database"])
+def store(request: pytest.FixtureRequest) -> str:
+    """Each test that uses it runs on both stores: nobody may be able to tell them apart."""
+    return str(request.param)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The scheduler's base directory."""
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def store_url(store: str, request: pytest.FixtureRequest) -> str | None:
+    """The URL of a migrated, empty database; None for the files."""
+    return request.getfixturevalue("migrated_url") if store == "database" else None
+
+
+@pytest.fixture
+def opened() -> Iterator[MakePersistence]:
+    """Makes facades and closes them."""
+    facades: list[SchedulerPersistence] = []
+
+    def make(base: Path, **options: Any) -> SchedulerPersistence:
+        facades.append(SchedulerPersistence(base / "data", **options))
+        return facades[-1]
+
+    yield make
+    for facade in facades:
+        facade.close()
+
+
+@pytest.fixture
+def make(opened: MakePersistence, base: Path, store_url: str | None) -> MakePersistence:
+    """Makes facades on the test's store; keywords are passed on."""
+    return lambda **options: opened(base, url=store_url, **options)
+
+
+@pytest.fixture
+def persistence(make: MakePersistence) -> SchedulerPersistence:
+    """A facade on the test's store, with plain dicts for tasks."""
+    return make()

@@ -1,0 +1,446 @@
+"""The command line: what it prints, and every exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from datahound_storage import __version__
+from datahound_storage.cli import COMMANDS, cli
+from datahound_storage.cli.output import printable
+from datahound_storage.migrations import downgrade, upgrade
+from tests.fix_persistence import MakePersistence
+from tests.scheduler import EXAMPLES, make_task
+
+URL = "DATAHOUND_STORAGE_URL"
+SCRIPT = Path(sys.executable).with_name("datahound-storage")
+# Nobody listens on port 1.
+DEAD_URL = "postgresql://user:hush@127.0.0.1:1/nowhere"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(base: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in the base directory, beside the sample's files."""
+    shutil.copytree(EXAMPLES / "data", base / "data")
+    shutil.copytree(EXAMPLES / "logging", base / "logging")
+    monkeypatch.chdir(base)
+
+    def run(*arguments: str, url: str | None = None) -> Result:
+        # The command may set variables: they end with the test.
+        monkeypatch.setenv("DATAHOUND_DATA_DIR", "data")
+        env = {} if url is None else {URL: url}
+        return CliRunner(env=env).invoke(cli, arguments)
+
+    return run
+
+
+def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def failed(result: Result, *words: str) -> None:
+    """It ended with exit code 2 and one line on stderr, and told no secrets."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "hush" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+# All commands.
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    for option in ("--url", "--data-dir", "--json"):
+        assert option in result.stdout
+    assert command in run("--help").stdout
+
+
+@pytest.mark.parametrize("command", ["upgrade", "status", "verify"])
+@pytest.mark.parametrize("url", ["mysql://user:hush@host/x", "postgresql://user:hu/sh@host:x/y"])
+def test_a_url_that_cannot_be_used_is_an_error(run: Run, command: str, url: str) -> None:
+    failed(run(command, url=url), URL)
+    failed(run(command, "--url", url), "--url")
+
+
+@pytest.mark.parametrize("command", ["upgrade", "verify"])
+def test_a_command_on_the_database_needs_a_url(run: Run, command: str) -> None:
+    failed(run(command), "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set")
+    failed(run(command, url=" "), "DATAHOUND_STORAGE_URL is empty")
+
+
+@pytest.mark.parametrize("command", ["upgrade", "verify"])
+def test_a_command_on_the_database_needs_a_server(run: Run, command: str) -> None:
+    failed(run(command, url=DEAD_URL), "127.0.0.1:1/nowhere", "Check that the server runs")
+
+
+def test_a_wrong_option_is_an_error(run: Run) -> None:
+    result = run("verify", "--unknown")
+    assert result.exit_code == 2
+    assert "--unknown" in result.stderr
+
+
+# The console script.
+
+
+def script(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPT, *arguments],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_the_console_script_knows_its_version() -> None:
+    done = script("--version")
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"datahound-storage, version {__version__}"
+
+
+def test_the_console_script_ends_without_a_traceback() -> None:
+    done = script("verify", DATAHOUND_STORAGE_URL="nonsense")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: DATAHOUND_STORAGE_URL")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_console_script() -> None:
+    command = [sys.executable, "-m", "datahound_storage.cli", "--version"]
+    assert subprocess.check_output(command, text=True) == script("--version").stdout
+
+
+def test_a_terminal_that_cannot_show_a_name_gets_an_escape(run: Run, base: Path) -> None:
+    path = base / "logging/scheduler/task_history.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text(lines[-1].replace("Historical", "\\u4e2d\\ud800\\u001b[31m") + "\n")
+    done = script("status", "--data-dir", str(base / "data"), PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0
+    assert "\\u4e2d\\ud800\\x1b[31m Event Scan" in done.stdout
+
+
+def test_tables_are_drawn_on_a_terminal_only(run: Run, base: Path) -> None:
+    arguments = ["status", "--data-dir", str(base / "data")]
+    leader, follower = pty.openpty()
+    with os.fdopen(leader, "rb", buffering=0) as terminal:
+        subprocess.run([SCRIPT, *arguments], stdout=follower, check=True, env=_terminal())
+        os.close(follower)
+        drawn = _read_all(terminal.fileno())
+    assert "┃" in drawn
+    assert "┃" not in script(*arguments).stdout
+
+
+def _terminal() -> dict[str, str]:
+    return {**os.environ, "TERM": "xterm", "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
+
+
+def _read_all(descriptor: int) -> str:
+    content = b""
+    while True:
+        try:
+            piece = os.read(descriptor, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        content += piece
+    return content.decode()
+
+
+# upgrade
+
+
+def test_upgrade_makes_the_tables_and_imports_the_files(run: Run, database_url: str) -> None:
+    result = run("upgrade", url=database_url)
+    assert result.exit_code == 0, result.output
+    assert "upgraded from no tables to revision 0003" in result.stdout
+    assert "The tables hold 40 tasks and 1,500 runs." in result.stdout
+    assert sql(database_url, "SELECT count(*) FROM scheduler_tasks") == [(40,)]
+
+
+def test_upgrade_has_nothing_to_do_at_head(run: Run, migrated_url: str) -> None:
+    result = run("upgrade", url=migrated_url)
+    assert result.exit_code == 0
+    assert "nothing to do" in result.stdout
+    assert "The tables hold 0 tasks and 0 runs." in result.stdout
+
+
+def test_upgrade_stops_where_it_is_told_and_goes_on(run: Run, database_url: str) -> None:
+    assert "to revision 0001" in run("upgrade", "--revision", "0001", url=database_url).stdout
+    result = run("upgrade", "--json", url=database_url)
+    assert json.loads(result.stdout) == {"from": "0001", "to": "0003", "tasks": 40, "runs": 1500}
+
+
+def test_upgrade_makes_the_tables_only(run: Run, database_url: str) -> None:
+    result = run("upgrade", "--no-import", "--json", url=database_url)
+    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 0, "runs": 0}
+
+
+def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: Path) -> None:
+    snapshot, history = tmp_path / "tasks.json", tmp_path / "runs.jsonl"
+    snapshot.write_text(json.dumps([make_task("only")]))
+    history.write_text('{"timestamp": "2026-01-01T00:00:00+00:00", "task_id": "only"}\n')
+    files = ("--snapshot", str(snapshot), "--history", str(history))
+    result = run("upgrade", *files, "--json", url=database_url)
+    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 1, "runs": 1}
+    assert sql(database_url, "SELECT task_key FROM scheduler_tasks") == [("only",)]
+
+
+def test_upgrade_imports_from_the_given_directory_and_no_other(
+    run: Run, database_url: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "data"
+    (other / "scheduler").mkdir(parents=True)
+    result = run("upgrade", "--data-dir", str(other), "--json", url=database_url)
+    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 0, "runs": 0}
+
+
+def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path) -> None:
+    (base / "data/scheduler/scheduled_tasks.json").write_text('[{"task_id": "a"}, {"settings": "hu')
+    result = run("upgrade", url=database_url)
+    assert result.exit_code == 2
+    assert "scheduled_tasks.json: item 2 (line 1) is torn" in result.stderr
+    assert sql(database_url, "SELECT count(*) FROM scheduler_tasks") == [(0,)]
+
+
+def test_upgrade_refuses_a_newer_schema(run: Run, migrated_url: str) -> None:
+    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    failed(run("upgrade", url=migrated_url), "9999", "pip install --upgrade")
+
+
+# status
+
+
+def test_status_without_a_url(run: Run) -> None:
+    result = run("status")
+    assert result.exit_code == 0
+    assert "JSON files\n" in result.stdout
+    assert "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set" in result.stdout
+    assert "40 tasks (25 active" in result.stdout
+    assert "1,500 runs" in result.stdout
+    assert result.stdout.count("2026-11-06T") == 5
+
+
+def test_status_of_somebody_who_rolled_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", DEAD_URL)
+    result = run("status", "--json", url="")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["store"], found["reason"]) == ("files", "DATAHOUND_STORAGE_URL is empty")
+
+
+def test_status_with_a_database_at_head(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url)
+    result = run("status", "--json", url=migrated_url)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert (found["store"], found["serves"]) == ("database", True)
+    assert found["schema"] == {"state": "current", "found": "0003", "head": "0003"}
+    assert found["tasks"] == {"active": 25, "paused": 6, "error": 5, "disabled": 4}
+    assert found["runs"] == 1500
+    assert found["snapshot"]["ours"] is True
+    assert len(found["last_runs"]) == 5
+
+
+def test_status_shows_what_the_database_holds(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    persistence = opened(base, url=migrated_url)
+    persistence.log_task_execution("key", False, "no answer " * 20, 2.5, "Nightly", "download")
+    result = run("status", url=migrated_url)
+    name = urlsplit(migrated_url).path
+    assert f"{name})\n" in result.stdout.splitlines(keepends=True)[0]
+    assert "as this package wrote it" in result.stdout
+    newest = result.stdout.split("MESSAGE\n")[1].splitlines()[0]
+    assert newest.split()[1:5] == ["Nightly", "download", "FAILED", "2.5"]
+    assert newest.endswith("...")
+
+
+def test_status_sees_that_somebody_changed_the_snapshot(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url)
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.write_text(path.read_text() + "\n")
+    assert "changed since it was last equal" in run("status", url=migrated_url).stdout
+
+
+def test_status_before_the_first_upgrade(
+    run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run("status", url=database_url)
+    assert result.exit_code == 0
+    assert "the start upgrades the schema" in result.stdout
+    monkeypatch.setenv("DATAHOUND_STORAGE_AUTO_UPGRADE", "off")
+    result = run("status", url=database_url)
+    assert result.exit_code == 1
+    assert "AS THE DATABASE CANNOT SERVE" in result.stdout
+    assert "run `datahound-storage upgrade`" in result.stdout
+
+
+def test_status_behind_head(run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade(database_url, import_files=False)
+    downgrade(database_url, "0001")
+    assert run("status", url=database_url).exit_code == 0
+    monkeypatch.setenv("DATAHOUND_STORAGE_AUTO_UPGRADE", "off")
+    result = run("status", "--json", url=database_url)
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["schema"]["state"] == "behind"
+
+
+def test_status_with_a_newer_schema(run: Run, migrated_url: str) -> None:
+    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    result = run("status", url=migrated_url)
+    assert result.exit_code == 1
+    assert "pip install --upgrade" in result.stdout
+
+
+def test_status_without_a_server(run: Run) -> None:
+    result = run("status", url=DEAD_URL)
+    assert result.exit_code == 1
+    assert "cannot connect to 127.0.0.1:1/nowhere" in result.stdout
+    assert "40 tasks" in result.stdout
+    assert "hush" not in result.output
+
+
+def test_status_with_a_read_only_server(run: Run, migrated_url: str) -> None:
+    separator = "&" if urlsplit(migrated_url).query else "?"
+    url = f"{migrated_url}{separator}options=-cdefault_transaction_read_only%3Don"
+    result = run("status", url=url)
+    assert result.exit_code == 1
+    assert "read-only" in result.stdout
+
+
+def test_status_with_another_database_than_the_snapshot_shows(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url)
+    sql(migrated_url, "UPDATE scheduler_storage SET identity = gen_random_uuid()")
+    result = run("status", url=migrated_url)
+    assert result.exit_code == 1
+    assert "another database" in result.stdout
+    assert ".scheduled_tasks.state.json" in result.stdout
+
+
+def test_status_with_a_database_that_is_older_than_the_snapshot(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url)
+    path = base / "data/scheduler/.scheduled_tasks.state.json"
+    text = path.read_text()
+    watermark = json.loads(text)["watermark"]
+    later = ":".join(str(int(part) + 10**6) for part in watermark.split(":")[:2])
+    path.write_text(text.replace(f'"{watermark}"', f'"{later}:"'))
+    result = run("status", url=migrated_url)
+    assert result.exit_code == 1
+    assert "older than what the snapshot shows" in result.stdout
+
+
+def test_status_names_what_is_damaged(run: Run, base: Path) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.write_text(path.read_text()[:-3])
+    result = run("status")
+    assert result.exit_code == 0
+    assert "damaged: item 40" in result.stdout
+
+
+def test_status_with_a_snapshot_that_cannot_be_read(run: Run, base: Path) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.unlink()
+    assert "missing" in run("status").stdout
+    path.mkdir()
+    failed(run("status"), "scheduled_tasks.json")
+
+
+# verify
+
+
+def test_verify_equal(run: Run, database_url: str) -> None:
+    assert run("upgrade", url=database_url).exit_code == 0
+    result = run("verify", url=database_url)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "database: 40 tasks, 1,500 runs",
+        "files:    40 tasks, 1,500 runs",
+        "equal",
+    ]
+    assert json.loads(run("verify", "--json", url=database_url).stdout)["equal"] is True
+
+
+def test_verify_different(run: Run, database_url: str, base: Path) -> None:
+    run("upgrade", url=database_url)
+    path = base / "data/scheduler/scheduled_tasks.json"
+    tasks = json.loads(path.read_text())
+    for task in tasks[:3]:
+        task["task_config"]["settings"] = {"password": "hush"}
+    path.write_text(json.dumps(tasks, indent=2))
+    result = run("verify", "--limit", "2", url=database_url)
+    assert result.exit_code == 1
+    assert result.stdout.count("task_config") == 2
+    assert "and 1 more" in result.stdout
+    assert result.stdout.splitlines()[-1] == "DIFFERENT: 3 differences"
+    assert "hush" not in result.output
+    result = run("verify", "--json", url=database_url)
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["tasks_different"]) == 3
+
+
+def test_verify_notes_what_makes_no_difference(run: Run, database_url: str, base: Path) -> None:
+    run("upgrade", url=database_url)
+    with (base / "logging/scheduler/task_history.jsonl").open("a") as file:
+        file.write("torn\n")
+    result = run("verify", url=database_url)
+    assert result.exit_code == 0
+    assert "1 line that cannot be read" in result.stdout
+
+
+def test_verify_without_tables(run: Run, database_url: str) -> None:
+    failed(run("verify", url=database_url), "run `datahound-storage upgrade`")
+
+
+def test_verify_with_a_newer_schema(run: Run, migrated_url: str) -> None:
+    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    failed(run("verify", url=migrated_url), "9999", "pip install --upgrade")
+
+
+def test_verify_without_files(run: Run, migrated_url: str, tmp_path: Path) -> None:
+    result = run("verify", "--data-dir", str(tmp_path / "nowhere"), url=migrated_url)
+    failed(result, "nowhere/scheduler", "--data-dir")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_verify_with_an_unreadable_snapshot(run: Run, migrated_url: str, base: Path) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.unlink()
+    path.mkdir()
+    failed(run("verify", url=migrated_url), "scheduled_tasks.json")
+
+
+def test_printable_leaves_letters_alone() -> None:
+    assert printable("Café 中 [red]") == "Café 中 [red]"
+    assert printable("\x1b]0;\r\n\x00") == "\\x1b]0;\\r\\n\\x00"

@@ -1,0 +1,134 @@
+"""The documents tell the truth: commands run, tables are complete, links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PLACEHOLDER = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+
+# Lines that are not run: they install, or run this suite.
+SKIPPED = ("make ", "pip install ", "git clone ")
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_RUN = {
+    "sh": "{block}",
+    "python": "python - <<'END'\n{block}END\n",
+    "sql": f"DATAHOUND_STORAGE_URL={PLACEHOLDER} python sql.py <<'END'\n{{block}}END\n",
+}
+_SQL = """
+import os, sys, psycopg
+with psycopg.connect(os.environ["DATAHOUND_STORAGE_URL"]) as connection:
+    connection.execute(sys.stdin.read())
+"""
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def script(text: str, url: str) -> str:
+    """All blocks of a document that can be run, as one script."""
+    parts = ["set -euxo pipefail\n"]
+    for language, block in _BLOCK.findall(text):
+        if language in _RUN:
+            lines = [x for x in block.splitlines(keepends=True) if not x.startswith(SKIPPED)]
+            parts.append(_RUN[language].format(block="".join(lines)))
+    return "".join(parts).replace(PLACEHOLDER, f"'{url}'")
+
+
+def make_checkout(directory: Path) -> None:
+    """A checkout that commands may write to, with the sample as the scheduler's files."""
+    shutil.copytree(ROOT / "alembic", directory / "alembic")
+    shutil.copy(ROOT / "alembic.ini", directory)
+    for name in ("data", "logging"):
+        shutil.copytree(ROOT / "examples" / name, directory / name)
+    (directory / "sql.py").write_text(_SQL)
+
+
+@pytest.mark.parametrize("document", names(DOCUMENTS))
+def test_the_commands_of_a_document_run(document: str, database_url: str, tmp_path: Path) -> None:
+    commands = script((ROOT / document).read_text(), database_url)
+    make_checkout(tmp_path)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", commands],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    if "datahound-storage verify" in commands:
+        assert "\nequal\n" in done.stdout
+
+
+def test_there_are_commands_to_run() -> None:
+    runbook = script((ROOT / "docs/runbook.md").read_text(), "URL")
+    assert runbook.count("datahound-storage") >= 8
+    readme = script((ROOT / "README.md").read_text(), "URL")
+    assert "alembic upgrade head\n" in readme
+    assert "SchedulerPersistence(" in readme
+    assert "make " not in readme
+    assert "pip install" not in readme
+
+
+def rows_of_tables(text: str, pattern: str) -> set[str]:
+    """The names in the first columns of tables."""
+    return set(re.findall(rf"^\| `({pattern})` \|", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("source", "pattern"),
+    [
+        ("datahound_storage/settings.py", r"DATAHOUND_\w+|DATABASE_URL"),
+        ("tests/servers.py", r"TEST_POSTGRES\w*"),
+    ],
+)
+def test_the_readme_has_a_row_for_every_variable_and_no_other(source: str, pattern: str) -> None:
+    code = (ROOT / source).read_text()
+    known = set(re.findall(rf'"({pattern})"', code))
+    assert known
+    assert rows_of_tables((ROOT / "README.md").read_text(), pattern) == known
+
+
+def test_the_readme_tells_the_defaults() -> None:
+    from datahound_storage.settings import Settings
+
+    readme, settings = (ROOT / "README.md").read_text(), Settings()
+    for name, value in (
+        ("DATAHOUND_SCHEDULER_TZ", settings.timezone),
+        ("DATAHOUND_STORAGE_TIMEOUT_SECONDS", f"{settings.operation_timeout:g}"),
+        ("DATAHOUND_DATA_DIR", settings.data_dir),
+    ):
+        assert f"| `{name}` | `{value}` |" in readme
+    assert settings.auto_upgrade
+    assert not settings.echo
+
+
+@pytest.mark.parametrize("document", names(DOCUMENTS))
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    text = path.read_text()
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", text) if not x.startswith("https://")]
+    named = re.findall(r"`((?:datahound_storage|tests|docs|alembic)/[\w/.-]+)`", text)
+    missing = [link for link in links if not (path.parent / link).exists()]
+    missing += [x for x in named if "NNNN" not in x and "NAME" not in x and not (ROOT / x).exists()]
+    assert missing == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from datahound_storage.cli import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    assert [c.name for c in COMMANDS if f"datahound-storage {c.name}" not in readme] == []
