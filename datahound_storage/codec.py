@@ -27,8 +27,8 @@ _NEEDS_STDLIB = re.compile(r"\d{17}|NaN|Infinity|\\u[dD][89a-fA-F]|\d[eE][+-]?\d
 _NEEDS_CLEANING = re.compile(
     r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])"
 )
-# orjson spells 1e+16 as 1e16, and 1e-05 as 0.00001.
-_SPELLED_OTHERWISE = re.compile(r"\d[eE]-?\d+(?=[\s,])|\b0\.0000")
+# orjson spells 1e+16 as 1e16 and 1e-05 as 0.00001, and leaves DEL as it is.
+_SPELLED_OTHERWISE = re.compile(r"\d[eE]-?\d+(?=[\s,])|\b0\.0000|\x7f")
 _REFUSED_BY_POSTGRES = re.compile("[\x00\ud800-\udfff]")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
 _ORJSON_OPTIONS = (

@@ -22,6 +22,7 @@ from datahound_storage.tasks import (
     hashes_of,
     join_halves,
     parse_time,
+    same_half,
 )
 
 # A clock further ahead than this cannot be trusted to tell which change is newer.
@@ -57,7 +58,11 @@ class Base:
     def had(self, key: str, half: int, digest: str) -> bool:
         """Whether a half was as it is now."""
         versions = (self._tasks.get(key), self._previous.get(key))
-        return any(version is not None and version[half] == digest for version in versions)
+        return any(v is not None and same_half(v[half], digest) for v in versions)
+
+    def may_lack(self, key: str) -> bool:
+        """Whether the older of the two snapshots did not show the task yet."""
+        return key in self._previous and self._previous[key] is None
 
 
 @dataclass
@@ -124,6 +129,12 @@ class Meeting:
             return
         if self.base.had(key, OPERATOR, hashes_of(version.task)[OPERATOR]):
             plan.delete.append(key)
+            if self.base.may_lack(key):
+                # After a crash between sidecar and snapshot the files never showed it; far more
+                # often they did and somebody deleted it. The text is kept for the first case.
+                reason = "deleted in the files, which may not have shown it yet"
+                plan.conflicts.append(_lost(key, "task", "files", version, reason))
+                plan.reports.append(f"task {key!r} was {reason}: it is in scheduler_conflicts")
             return
         plan.reports.append(
             f"task {key!r} was deleted in the files but edited in the database: it is kept"
@@ -135,7 +146,8 @@ class Meeting:
         hashes = (hashes_of(files.task), hashes_of(database.task))
         if self.base is None and hashes[0] == hashes[1]:
             # Rows without a text were rebuilt: the file still has order and spelling.
-            plan.write.append(_prepared(files))
+            if not _is_newer(database.changed_at, files.changed_at, self.now):
+                plan.write.append(_prepared(files))
             return
         from_files = [
             self._files_win(plan, key, half, files, database, (hashes[0][half], hashes[1][half]))
@@ -155,7 +167,7 @@ class Meeting:
     ) -> bool:
         """Whether the files' version of one half is the one to keep."""
         in_files, in_database = hashes
-        if in_files == in_database:
+        if same_half(in_files, in_database):
             return False
         base = self.base
         if base is not None and base.knows(key):

@@ -163,9 +163,16 @@ def _storable(line: Line) -> str:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(_float(value)):
         return 0.0
-    return min(max(float(value), 0.0), _LONGEST.total_seconds())
+    return min(max(_float(value), 0.0), _LONGEST.total_seconds())
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _started(ended_at: datetime, seconds: float) -> datetime:

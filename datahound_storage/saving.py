@@ -35,6 +35,10 @@ class TaskAdapter:
 
     def to_dict(self, task: Any) -> Task:
         """A valid dict for a task. Raises InvalidTaskError."""
+        if not isinstance(task, dict) and not hasattr(task, "to_dict"):
+            raise InvalidTaskError(
+                f"a task must be a dict or have to_dict(), not {type(task).__name__}."
+            )
         return check_from_caller(task if isinstance(task, dict) else task.to_dict())
 
     def from_dict(self, task: Task) -> Any:
@@ -141,6 +145,7 @@ def _new_order(
     """The order to set, None where leaving and appending gives it anyway."""
     gone = set(delete)
     spared = [key for key in missing if key not in gone]
-    natural = [key for key in stored if key in set(wanted)]
+    kept = set(wanted)
+    natural = [key for key in stored if key in kept]
     added = [key for key in wanted if key not in stored]
     return None if [*natural, *added] == wanted else [*wanted, *spared]

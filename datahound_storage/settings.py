@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from datahound_storage.errors import SettingsError
 URL_VARIABLE = "DATAHOUND_STORAGE_URL"
 PLATFORM_URL_VARIABLE = "DATABASE_URL"
 SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
 
@@ -60,7 +62,9 @@ def normalize_url(value: str, variable: str = URL_VARIABLE) -> str | None:
         return None
     scheme, separator, rest = text.partition("://")
     if not separator or scheme.lower() not in SCHEMES:
-        shown = f"scheme {scheme[:40]!r}" if separator else "no scheme"
+        # What is no scheme may be a part of a password.
+        is_scheme = bool(separator) and _SCHEME.fullmatch(scheme) is not None
+        shown = f"scheme {scheme!r}" if is_scheme else "no scheme"
         raise SettingsError(
             f"{variable} is not a PostgreSQL URL ({shown}). "
             "Use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or unset it to use the files."
@@ -79,9 +83,10 @@ def _check_url(url: str, variable: str) -> None:
         parts = conninfo_to_dict(url)
         ports = str(parts.get("port") or "")
         well_formed = all(port.isdecimal() for port in ports.split(",") if port)
-        # A host with an @ is the rest of a password in which one was not encoded.
-        well_formed = well_formed and "@" not in str(parts.get("host") or "")
-    except ProgrammingError:
+        # An @ after the first one, or after a slash, is in a password that was not encoded.
+        path = url.partition("://")[2].partition("?")[0].partition("/")[2]
+        well_formed = well_formed and "@" not in str(parts.get("host") or "") + path
+    except (ProgrammingError, UnicodeError):
         well_formed = False
     if not well_formed:
         raise SettingsError(

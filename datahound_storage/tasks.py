@@ -117,7 +117,7 @@ class TaskText(NamedTuple):
 
 def columns_of(task: Task) -> TaskColumns:
     """The columns of a valid task (see `check`)."""
-    config = task.get("task_config") or {}
+    config = _object(task.get("task_config"))
     return TaskColumns(
         task_key=task["task_id"],
         task_type=for_text_column(_text(config.get("task_type"))),
@@ -128,6 +128,10 @@ def columns_of(task: Task) -> TaskColumns:
         created_at=parse_time(task.get("created_at")),
         updated_at=parse_time(task.get("updated_at")),
     )
+
+
+def _object(value: object) -> Task:
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:
@@ -142,8 +146,7 @@ def schedule_expr(task: Task) -> str:
     if kind == ScheduleType.DAILY_TIME:
         return f"daily:{_text(task.get('daily_time'))}"
     if kind == ScheduleType.WEEKLY_SCHEDULE:
-        week = task.get("weekly_schedule")
-        week = week if isinstance(week, dict) else {}
+        week = _object(task.get("weekly_schedule"))
         days = week.get("days")
         names = [str(day)[:3].lower() for day in days] if isinstance(days, list) else []
         return f"weekly:{','.join(names)}@{_number(week.get('interval_minutes'))}"
@@ -151,7 +154,10 @@ def schedule_expr(task: Task) -> str:
 
 
 def _number(value: object) -> str:
-    return "" if value is None else str(value)[:32]
+    try:
+        return "" if value is None else str(value)[:32]
+    except ValueError:
+        raise InvalidTaskError("interval_minutes has more digits than JSON can hold.") from None
 
 
 def parse_time(value: object) -> datetime | None:
@@ -222,7 +228,7 @@ def apply_columns(task: Task, columns: Mapping[str, Any]) -> Task:
     result = dict(task)
     for name in ("task_type", "company"):
         if name in changed:
-            result["task_config"] = {**(result.get("task_config") or {}), name: changed[name]}
+            result["task_config"] = {**_object(result.get("task_config")), name: changed[name]}
     if "schedule_type" in changed:
         result["schedule_type"] = changed["schedule_type"]
     if "schedule_expr" in changed:
@@ -246,7 +252,7 @@ def _schedule_fields(expr: str, task: Task) -> Task:
     names = [SHORT_DAYS.get(day.strip()[:3].lower()) for day in days.split(",")]
     if kind != "weekly" or None in names:
         return {}
-    week = dict(task.get("weekly_schedule") or {"days": [], "time_window": None})
+    week = {"days": [], "time_window": None, **_object(task.get("weekly_schedule"))}
     week["days"] = names
     week["interval_minutes"] = int(minutes) if minutes.strip().isdecimal() else None
     return {"schedule_type": "weekly_schedule", "weekly_schedule": week}
@@ -296,33 +302,62 @@ def halves_of(task: Task) -> Halves:
     return Halves(operator, scheduler)
 
 
-def hash_half(half: Task) -> str:
-    """A short hash of one half, the same whatever the order of its keys."""
+def hashes_of(task: Task) -> tuple[str, str]:
+    """The hashes of the operator's and of the scheduler's half, to be compared by `same_half`.
+
+    `updated_at` is left out, as a change of either half stamps it. The scheduler's status stands
+    beside its hash, as it is hidden while the operator's `paused` or `disabled` is in its place.
+    """
+    halves = halves_of(task)
+    scheduler = {k: v for k, v in halves.scheduler.items() if k not in ("updated_at", "status")}
+    status = halves.scheduler.get("status")
+    shown = f"{_STATUS_MARK}{status}" if status is not None else ""
+    return _hash(halves.operator), _hash(scheduler) + shown
+
+
+_STATUS_MARK = "/"
+
+
+def same_half(left: str, right: str) -> bool:
+    """Whether two hashes of the same half mean the same; an unknown status equals any."""
+    left_hash, _, left_status = left.partition(_STATUS_MARK)
+    right_hash, _, right_status = right.partition(_STATUS_MARK)
+    same_status = left_status == right_status or "" in (left_status, right_status)
+    return left_hash == right_hash and same_status
+
+
+def _hash(half: Task) -> str:
+    """A short hash, the same whatever the order of the keys."""
     canonical = json.dumps(half, sort_keys=True, default=str)
     return blake2b(canonical.encode("ascii"), digest_size=8).hexdigest()
-
-
-def hashes_of(task: Task) -> tuple[str, str]:
-    """The hashes of the operator's and of the scheduler's half."""
-    halves = halves_of(task)
-    return hash_half(halves.operator), hash_half(halves.scheduler)
 
 
 def join_halves(operator_from: Task, scheduler_from: Task) -> Task:
     """A task with the operator's half of one version and the scheduler's half of another.
 
-    A `next_run` that was computed from another schedule does not come along.
+    A `next_run` that was computed from another schedule does not come along; of the two times of
+    the last change, the later one does.
     """
     joined = {k: v for k, v in operator_from.items() if k not in SCHEDULER_FIELDS}
-    same_schedule = all(operator_from.get(k) == scheduler_from.get(k) for k in SCHEDULE_FIELDS)
-    for name in operator_from:
-        if name in SCHEDULER_FIELDS and name in scheduler_from:
-            joined[name] = scheduler_from[name]
-    joined.update({k: v for k, v in scheduler_from.items() if k in SCHEDULER_FIELDS})
-    if not same_schedule and "next_run" in operator_from:
-        joined["next_run"] = operator_from["next_run"]
-    joined["status"] = _joined_status(operator_from.get("status"), scheduler_from.get("status"))
+    joined |= {k: v for k, v in scheduler_from.items() if k in SCHEDULER_FIELDS}
+    if any(operator_from.get(k) != scheduler_from.get(k) for k in SCHEDULE_FIELDS):
+        joined |= {k: v for k, v in operator_from.items() if k == "next_run"}
+        if "next_run" not in operator_from:
+            joined.pop("next_run", None)
+    if "updated_at" in joined:
+        joined["updated_at"] = _later(operator_from, scheduler_from)
+    if "status" in operator_from or "status" in scheduler_from:
+        joined["status"] = _joined_status(operator_from.get("status"), scheduler_from.get("status"))
     return {name: joined[name] for name in [*operator_from, *joined] if name in joined}
+
+
+def _later(left: Task, right: Task) -> object:
+    known = [
+        (instant, task["updated_at"])
+        for task in (left, right)
+        if (instant := parse_time(task.get("updated_at"))) is not None
+    ]
+    return max(known, key=lambda pair: pair[0])[1] if known else right.get("updated_at")
 
 
 def _joined_status(operator: object, scheduler: object) -> object:

@@ -15,6 +15,7 @@ from datahound_storage.codec import (
     decode,
     encode_lenient,
     for_jsonb,
+    for_text_column,
     loads,
 )
 from datahound_storage.tasks import apply_columns, in_field_order
@@ -54,8 +55,9 @@ def stored_from_row(row: tuple[Any, ...]) -> StoredTask:
 def rebuild(text: str | None, edits: dict[str, Any]) -> str:
     """The text of a row whose columns say something else than its text (or that has none)."""
     edited = set(edits["edited"])
+    key = {"task_id": edits["task_key"]}
     if text is None:
-        task = in_field_order(edits["config"]) if isinstance(edits["config"], dict) else {}
+        task = in_field_order(edits["config"]) if isinstance(edits["config"], dict) else key
         columns = MIRROR_COLUMNS
     else:
         task = decode(text)
@@ -64,23 +66,40 @@ def rebuild(text: str | None, edits: dict[str, Any]) -> str:
         columns = MIRROR_COLUMNS if "config_json" in edited else tuple(edited)
     values = {name: edits[name] for name in columns if name in MIRROR_COLUMNS}
     values |= {n: datetime.fromisoformat(edits[n]) for n in TIME_COLUMNS if n in edited}
-    task = apply_columns(task, values)
-    key = {"task_id": edits["task_key"]}
-    return encode_lenient(key | task | key)
+    return encode_lenient(apply_columns(key | task | key, values))
 
 
 def _overlay(task: Json, shown: Json, edited: Json) -> Json:
     """`task` with the changes that were made from `shown` (its form in jsonb) to `edited`."""
     if not (isinstance(task, dict) and isinstance(shown, dict) and isinstance(edited, dict)):
         return task if _equal(shown, edited) else edited
+    names = {for_text_column(key): key for key in task}
     kept = {
-        key: _overlay(value, shown.get(key), edited[key]) if key in shown else value
-        for key, value in task.items()
-        if key in edited or key not in shown
+        key: _overlay(task[key], shown.get(name), edited[name])
+        for name, key in names.items()
+        if name in edited
     }
-    return kept | {key: value for key, value in edited.items() if key not in kept}
+    return kept | {name: value for name, value in edited.items() if name not in names}
 
 
 def _equal(left: Json, right: Json) -> bool:
-    # jsonb spells numbers in its own way (1e2 as 100): equal numbers are unchanged ones.
-    return left == right and (isinstance(left, bool) == isinstance(right, bool))
+    """Whether two values are the same to jsonb, which spells numbers in its own way."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return left == right or _equal_as_floats(left, right)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[k], right[k]) for k in left)
+    return bool(left == right)
+
+
+def _equal_as_floats(left: Json, right: Json) -> bool:
+    """1e+23 comes back from jsonb as an integer that no float is exactly equal to."""
+    if not (isinstance(left, float) or isinstance(right, float)):
+        return False
+    try:
+        return float(left) == float(right)
+    except OverflowError:
+        return False
