@@ -139,9 +139,14 @@ def _clean(value: Json) -> Json:
 
 def as_in_snapshot(raw: str) -> str:
     """A task's text as found in a file, in the snapshot's layout; numbers keep their spelling."""
-    if raw.isascii() and raw.startswith('{\n    "') and raw.endswith("\n  }") and "\r" not in raw:
+    if _is_plain(raw) and raw.startswith('{\n    "') and raw.endswith("\n  }") and "\r" not in raw:
         return raw
     return "".join(_laid_out(raw))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether it is spelled as the old code spells it: with escapes outside of ASCII, DEL too."""
+    return text.isascii() and "\x7f" not in text
 
 
 def _laid_out(raw: str) -> Iterator[str]:
@@ -163,7 +168,7 @@ def _laid_out(raw: str) -> Iterator[str]:
 def _lexeme_text(lexeme: str) -> str:
     if lexeme == ":":
         return ": "
-    if lexeme.isascii():
+    if _is_plain(lexeme):
         return lexeme
     return encode_basestring_ascii(json.loads(lexeme))
 

@@ -55,6 +55,10 @@ class Base:
         """Whether the task was there."""
         return key in self._tasks or self._previous.get(key) is not None
 
+    def had_exactly(self, key: str, hashes: Hashes) -> bool:
+        """Whether the task was as it is now, stamp and status included."""
+        return hashes in (self._tasks.get(key), self._previous.get(key))
+
     def had(self, key: str, half: int, digest: str) -> bool:
         """Whether a half was as it is now."""
         versions = (self._tasks.get(key), self._previous.get(key))
@@ -144,6 +148,11 @@ class Meeting:
         if files.text == database.text:
             return
         hashes = (hashes_of(files.task), hashes_of(database.task))
+        if self.base is not None and self.base.had_exactly(key, hashes[0]):
+            return
+        if self.base is not None and self.base.had_exactly(key, hashes[1]):
+            plan.write.append(_prepared(files))
+            return
         if self.base is None and hashes[0] == hashes[1]:
             # Rows without a text were rebuilt: the file still has order and spelling.
             if not _is_newer(database.changed_at, files.changed_at, self.now):

@@ -148,7 +148,18 @@ def row_of(line: Line) -> RunRow:
         line_text=None,
     )
     rebuilt = json.dumps(entry_of(row.run_id, row, json.loads(row.metadata_text)))
-    return row if rebuilt == line.text else row._replace(line_text=_storable(line))
+    survives = rebuilt == line.text and _survives_jsonb(entry)
+    return row if survives else row._replace(line_text=_storable(line))
+
+
+def _survives_jsonb(entry: HistoryEntry) -> bool:
+    """Whether jsonb gives the metadata back as it is.
+
+    It spells out exponents, has no negative zero, and reorders the keys of objects.
+    """
+    plain = all(isinstance(entry.get(name, ""), str) for name in ("task_name", "task_type"))
+    spelled = repr(entry.get("duration_seconds"))
+    return plain and "e" not in spelled and spelled != "-0.0"
 
 
 def _metadata_text(entry: HistoryEntry) -> str:

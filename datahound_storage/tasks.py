@@ -305,23 +305,25 @@ def halves_of(task: Task) -> Halves:
 def hashes_of(task: Task) -> tuple[str, str]:
     """The hashes of the operator's and of the scheduler's half, to be compared by `same_half`.
 
-    `updated_at` is left out, as a change of either half stamps it. The scheduler's status stands
-    beside its hash, as it is hidden while the operator's `paused` or `disabled` is in its place.
+    `updated_at` stands beside the scheduler's hash, as a change of either half stamps it; so does
+    the status, as it is hidden while the operator's `paused` or `disabled` is in its place.
     """
     halves = halves_of(task)
     scheduler = {k: v for k, v in halves.scheduler.items() if k not in ("updated_at", "status")}
     status = halves.scheduler.get("status")
-    shown = f"{_STATUS_MARK}{status}" if status is not None else ""
-    return _hash(halves.operator), _hash(scheduler) + shown
+    stamp = _hash({k: v for k, v in halves.scheduler.items() if k == "updated_at"})
+    parts = (_hash(scheduler), stamp, "" if status is None else str(status))
+    return _hash(halves.operator), _MARK.join(parts)
 
 
-_STATUS_MARK = "/"
+_MARK = "/"
 
 
 def same_half(left: str, right: str) -> bool:
     """Whether two hashes of the same half mean the same; an unknown status equals any."""
-    left_hash, _, left_status = left.partition(_STATUS_MARK)
-    right_hash, _, right_status = right.partition(_STATUS_MARK)
+    left_hash, _, left_rest = left.partition(_MARK)
+    right_hash, _, right_rest = right.partition(_MARK)
+    left_status, right_status = (rest.partition(_MARK)[2] for rest in (left_rest, right_rest))
     same_status = left_status == right_status or "" in (left_status, right_status)
     return left_hash == right_hash and same_status
 

@@ -490,9 +490,13 @@ def clean_all(value: Any) -> Any:
     return [clean_all(item) for item in value] if isinstance(value, list) else value
 
 
+def is_plain(text: str) -> bool:
+    return text.isascii() and "\x7f" not in text
+
+
 def in_layout(raw: str) -> str:
     """A task's text in the snapshot's layout, ASCII; numbers keep their spelling."""
-    if raw.isascii() and raw.startswith('{\n    "') and raw.endswith("\n  }") and "\r" not in raw:
+    if is_plain(raw) and raw.startswith('{\n    "') and raw.endswith("\n  }") and "\r" not in raw:
         return raw
     return "".join(laid_out(raw))
 
@@ -508,7 +512,7 @@ def laid_out(raw: str) -> Iterator[str]:
         if token == ":":  # noqa: S105
             yield ": "
         else:
-            yield token if token.isascii() else encode_basestring_ascii(json.loads(token))
+            yield token if is_plain(token) else encode_basestring_ascii(json.loads(token))
         depth += token in ("[", "{")
         previous = token
 
@@ -589,8 +593,15 @@ def run_row(line: Line, task_ids: dict[str, UUID]) -> tuple[Any, ...]:
         duration,
         metadata,
         # The columns give the line back, or the row keeps it.
-        None if json.dumps(said) == line.text else storable(line),
+        None if json.dumps(said) == line.text and survives(entry) else storable(line),
     )
+
+
+def survives(entry: dict[str, Any]) -> bool:
+    """Whether jsonb gives the metadata back: no exponents, no negative zero, no objects."""
+    plain = all(isinstance(entry.get(name, ""), str) for name in ("task_name", "task_type"))
+    spelled = repr(entry.get("duration_seconds"))
+    return plain and "e" not in spelled and spelled != "-0.0"
 
 
 def storable(line: Line) -> str:
@@ -598,6 +609,10 @@ def storable(line: Line) -> str:
 
 
 def seconds_of(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
-    return min(max(float(value), 0.0), LONGEST.total_seconds())
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    return 0.0 if math.isnan(number) else min(max(number, 0.0), LONGEST.total_seconds())

@@ -106,7 +106,8 @@ def _discard(temporary: Path) -> None:
 def _copy_permissions(path: Path, descriptor: int) -> None:
     """Mode and group of the file that is replaced; for a new one, those of a shared directory."""
     try:
-        old = os.stat(path, follow_symlinks=False)
+        # Of a link it is its target that counts: the link itself is open to all.
+        old = os.stat(path)
         mode, group = old.st_mode & 0o777, old.st_gid
     except FileNotFoundError:
         directory = os.stat(path.parent)

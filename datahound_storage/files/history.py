@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from datahound_storage.files import atomic
-from datahound_storage.files.lock import cannot
+from datahound_storage.files.lock import cannot, open_or_create
 from datahound_storage.runs import Line, identify, parse_line
 from datahound_storage.tasks import parse_time
 
@@ -24,7 +24,7 @@ def append(path: Path, texts: Iterable[str], *, durable: bool) -> None:
         return
     try:
         is_new = not path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _mode(path))
+        descriptor = open_or_create(path, os.O_RDWR | os.O_APPEND)
         try:
             _append(descriptor, content)
             if durable:
@@ -41,15 +41,20 @@ def _append(descriptor: int, content: bytes) -> None:
     size = os.fstat(descriptor).st_size
     torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
     data = b"\n" + content if torn else content
-    written = os.write(descriptor, data)
-    if written < len(data):
-        # A full disk took a part of it: a part of a line is worse than none.
+    try:
+        written = os.write(descriptor, data)
+        if written < len(data):
+            # A full disk took a part of it; the next write tells why.
+            _write_rest(descriptor, data[written:])
+    except OSError:
+        # A part of a line is worse than none.
         os.ftruncate(descriptor, size)
-        os.write(descriptor, data)
+        raise
 
 
-def _mode(path: Path) -> int:
-    return 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
+def _write_rest(descriptor: int, rest: bytes) -> None:
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def texts(path: Path) -> Iterator[str]:

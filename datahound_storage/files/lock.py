@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datahound_storage.errors import FileStoreError, LockTimeoutError
@@ -19,12 +19,19 @@ _LONGEST_PAUSE = 0.02
 _mutexes: dict[Path, threading.Lock] = {}
 
 
-def _forget_mutexes() -> None:
-    # A mutex that another thread held at the fork would stay locked in the child for ever.
+_held: set[int] = set()
+
+
+def _forget_locks() -> None:
+    # A mutex that another thread held at the fork would stay locked in the child for ever; and the
+    # child's copy of a descriptor would keep the file locked after the parent has closed its own.
     _mutexes.clear()
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget_mutexes)
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextmanager
@@ -40,18 +47,22 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
         raise _timed_out(path, timeout)
     try:
         descriptor = _open(path)
+        owner = os.getpid()
+        _held.add(descriptor)
         try:
             _wait(descriptor, path, deadline, timeout)
             yield
         finally:
-            os.close(descriptor)
+            if os.getpid() == owner:
+                _held.discard(descriptor)
+                os.close(descriptor)
     finally:
         mutex.release()
 
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _mode(path))
+        return open_or_create(path, os.O_RDWR)
     except PermissionError:
         # Another user made it: reading is enough for a lock.
         try:
@@ -62,8 +73,20 @@ def _open(path: Path) -> int:
         raise cannot("lock", path, error) from error
 
 
-def _mode(path: Path) -> int:
-    return 0o660 if path.parent.stat().st_mode & 0o020 else 0o600
+def open_or_create(path: Path, flags: int) -> int:
+    """Open a file; a new one is for its owner, in a shared directory for the directory's group."""
+    flags |= os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags | os.O_CREAT, 0o600)
+    directory = path.parent.stat()
+    if directory.st_mode & 0o020:
+        # Whatever the umask is. Who is no member of the group cannot give a file to it.
+        with suppress(PermissionError):
+            os.fchown(descriptor, -1, directory.st_gid)
+            os.fchmod(descriptor, 0o660)
+    return descriptor
 
 
 def _wait(descriptor: int, path: Path, deadline: float, timeout: float) -> None:

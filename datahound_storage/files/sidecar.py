@@ -7,9 +7,11 @@ read alone; the rest holds the two hashes of each task.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -51,6 +53,24 @@ class Sidecar:
     previous: dict[str, Hashes | None] = field(default_factory=dict)
 
 
+_WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
+_TEXTS = ("database", "incarnation", "watermark", "before", "after")
+
+
+def _header(value: dict[str, Any]) -> SidecarHeader:
+    """A header of the right types. Raises ValueError, TypeError or KeyError for anything else."""
+    file = value["file"]
+    well_formed = (
+        all(isinstance(value[name], str) for name in _TEXTS)
+        and all(type(value[name]) is int for name in ("epoch", "shown_us"))
+        and _WATERMARK.fullmatch(value["watermark"]) is not None
+        and (file is None or (len(file) == 3 and all(type(part) is int for part in file)))
+    )
+    if not well_formed:
+        raise ValueError("a header of other types")
+    return SidecarHeader(**{**value, "file": None if file is None else tuple(file)})
+
+
 def task_line(task_key: str, hashes: Hashes) -> str:
     """The line of one task, to be cached by the caller."""
     return f"{orjson.dumps(task_key).decode()}:{orjson.dumps(hashes).decode()}"
@@ -79,8 +99,7 @@ def read(path: Path) -> Sidecar | None:
             return None
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
         previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
-        value["file"] = value["file"] and tuple(value["file"])
-        return Sidecar(SidecarHeader(**value), tasks, previous)
+        return Sidecar(_header(value), tasks, previous)
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
         return None

@@ -76,16 +76,22 @@ def read(path: Path) -> Snapshot:
 
 def parse(content: bytes) -> tuple[list[SnapshotItem], list[str]]:
     """The usable items of a snapshot, and what is wrong with the others."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return [], [f"not UTF-8 (byte {error.start})"]
+    # A byte that is not UTF-8 costs its own item only.
+    text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     start = _skip_blank(text, 0)
     if start == len(text):
         return [], ["the file is empty"]
     if text[start] != "[":
-        return [], ["the file is not a JSON list"]
+        return [], [f"the file is not {'a JSON list' if _is_utf8(text) else 'UTF-8'}"]
     return _Reader(text).read(start + 1)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _skip_blank(text: str, position: int) -> int:
@@ -130,6 +136,9 @@ class _Reader:
             position += 1
 
     def _take(self, number: int, start: int, end: int, value: object) -> None:
+        if not _is_utf8(self._text[start:end]):
+            self._report(number, start, "is not UTF-8")
+            return
         try:
             task = check(value)
         except InvalidTaskError as error:

@@ -66,7 +66,9 @@ def rebuild(text: str | None, edits: dict[str, Any]) -> str:
         columns = MIRROR_COLUMNS if "config_json" in edited else tuple(edited)
     values = {name: edits[name] for name in columns if name in MIRROR_COLUMNS}
     values |= {n: datetime.fromisoformat(edits[n]) for n in TIME_COLUMNS if n in edited}
-    return encode_lenient(apply_columns(key | task | key, values))
+    return encode_lenient(
+        apply_columns(key | task if "task_id" not in task else task | key, values)
+    )
 
 
 def _overlay(task: Json, shown: Json, edited: Json) -> Json:

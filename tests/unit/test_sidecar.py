@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datahound_storage.errors import FileStoreError
+from datahound_storage.files import sidecar
+from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
+
+HEADER = SidecarHeader(
+    database="5a1d",
+    incarnation="7391",
+    epoch=3,
+    watermark="10:20:12,14",
+    shown_us=1_790_000_000_000_000,
+    file=(12, 3456, 1_790_000_000_123_456_789),
+    before="aa",
+    after="bb",
+)
+TASKS: dict[str, Hashes] = {"t1": ("01", "02"), "日本": ("03", "04"), 'a"\\b\n': ("05", "06")}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ".scheduled_tasks.state.json"
+
+
+def encoded(header: SidecarHeader = HEADER, tasks: dict[str, Hashes] = TASKS) -> bytes:
+    lines = [sidecar.task_line(key, hashes) for key, hashes in tasks.items()]
+    return sidecar.encode(header, lines, {"t1": ("07", "08"), "new": None})
+
+
+def test_a_sidecar_comes_back_as_it_was(path: Path) -> None:
+    path.write_bytes(encoded())
+    assert sidecar.read(path) == Sidecar(HEADER, TASKS, {"t1": ("07", "08"), "new": None})
+
+
+def test_a_sidecar_of_no_tasks_comes_back(path: Path) -> None:
+    path.write_bytes(sidecar.encode(SidecarHeader(), [], {}))
+    assert sidecar.read(path) == Sidecar(SidecarHeader(), {}, {})
+
+
+def test_it_is_json_with_a_line_for_each_task() -> None:
+    content = encoded()
+    assert set(json.loads(content)["tasks"]) == set(TASKS)
+    assert len(content.splitlines()) == len(TASKS) + 2
+
+
+def test_a_missing_sidecar_is_none(path: Path) -> None:
+    assert sidecar.read(path) is None
+
+
+def test_a_sidecar_torn_at_any_byte_is_none(path: Path) -> None:
+    content = encoded().rstrip()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        assert sidecar.read(path) is None, end
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"null",
+        b"[]",
+        b'"text"',
+        b"5",
+        b"{}",
+        b"\xff\xfe",
+        b"\x00" * 100,
+        b"[" * 100_000,
+        encoded().replace(b'"format":1', b'"format":2'),
+        encoded().replace(b'"format":1', b'"unknown":1'),
+        encoded().replace(b'"database"', b'"data_base"'),
+        encoded().replace(b'"previous":{', b'"previous":7,"x":{'),
+        encoded().replace(b'["01","02"]', b'["01"]'),
+        encoded().replace(b'["01","02"]', b"null"),
+        encoded().replace(b'["07","08"]', b'["07"]'),
+        encoded().replace(b'"10:20:12,14"', b"10"),
+        encoded().replace(b'"10:20:12,14"', b'"garbage"'),
+        encoded().replace(b'"epoch":3', b'"epoch":"3"'),
+        encoded().replace(b'"epoch":3', b'"epoch":null'),
+        encoded().replace(b"1790000000000000,", b'"soon",'),
+        encoded().replace(b"[12,3456,", b"[12,"),
+        encoded().replace(b'"5a1d"', b"null"),
+    ],
+    ids=lambda content: ascii(content[:20]),
+)
+def test_a_sidecar_that_cannot_be_understood_is_none(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert sidecar.read(path) is None
+
+
+def test_a_sidecar_that_cannot_be_read_is_an_error(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(FileStoreError, match="cannot read"):
+        sidecar.read(path)
+
+
+@pytest.mark.parametrize(("digest", "ours"), [("aa", True), ("bb", True), ("cc", False)])
+def test_the_old_and_the_new_snapshot_are_ours(digest: str, ours: bool) -> None:
+    assert HEADER.recognises(digest) is ours
