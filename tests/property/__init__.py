@@ -8,7 +8,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 # The time that an example takes says nothing about the law.
-examples = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in each run: what fails for one developer fails for all.
+examples = settings(
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# Fields whose types a store checks.
+CHECKED = ("task_config", "schedule_type", "status")
 
 # Every code point, U+0000 and halves of surrogate pairs among them.
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)
@@ -55,7 +63,8 @@ def tasks(
     }
     required = {"task_id": known.pop("task_id")}
     task = draw(st.fixed_dictionaries(required, optional=known))
-    task = draw(st.dictionaries(strings, values(strings), max_size=3)) | task
+    unknown = strings.filter(lambda name: name not in CHECKED)
+    task = draw(st.dictionaries(unknown, values(strings), max_size=3)) | task
     return dict(draw(st.permutations(list(task.items()))))
 
 
