@@ -14,16 +14,9 @@ from typing import NamedTuple
 
 from datahound_storage.codec import Task, encode_lenient, same
 from datahound_storage.files.sidecar import Hashes
+from datahound_storage.halves import hashes_of, join_halves, same_half
 from datahound_storage.postgres.task_table import Conflict
-from datahound_storage.tasks import (
-    BulkChange,
-    PreparedTask,
-    columns_of,
-    hashes_of,
-    join_halves,
-    parse_time,
-    same_half,
-)
+from datahound_storage.tasks import BulkChange, PreparedTask, columns_of, parse_time
 
 # A clock further ahead than this cannot be trusted to tell which change is newer.
 CLOCK_TOLERANCE = timedelta(minutes=5)

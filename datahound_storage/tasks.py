@@ -1,4 +1,4 @@
-"""What a task object means: its columns, its rules, its two halves.
+"""What a task object means: its columns and its rules.
 
 A task is a dict as the scheduler writes it. The columns of `scheduler_tasks` mirror parts of it;
 where somebody changed a column by hand, `apply_columns` writes the change back into the task.
@@ -6,10 +6,8 @@ where somebody changed a column by hand, `apply_columns` writes the change back 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from datahound_storage.codec import Task, fits_text_column, for_text_column
@@ -21,11 +19,6 @@ SHORT_DAYS = {
     day[:3]: day
     for day in ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 }
-OPERATOR_STATUSES = frozenset({TaskStatus.PAUSED.value, TaskStatus.DISABLED.value})
-SCHEDULE_FIELDS = ("schedule_type", "interval_minutes", "daily_time", "weekly_schedule")
-SCHEDULER_FIELDS = frozenset(
-    {"last_run", "next_run", "run_count", "consecutive_errors", "last_error", "updated_at"}
-)
 # The order in which the scheduler writes a task; a row without text is listed in it.
 FIELD_ORDER = (
     "task_id",
@@ -281,90 +274,3 @@ def in_field_order(task: Task) -> Task:
 def _ordered(value: Task, order: tuple[str, ...]) -> Task:
     known = [name for name in order if name in value]
     return {name: value[name] for name in [*known, *(n for n in value if n not in order)]}
-
-
-class Halves(NamedTuple):
-    """The operator's half and the scheduler's half of a task, each as plain JSON objects."""
-
-    operator: Task
-    scheduler: Task
-
-
-def halves_of(task: Task) -> Halves:
-    """Split a task: `paused` and `disabled` belong to the operator, other states do not."""
-    operator = {k: v for k, v in task.items() if k not in SCHEDULER_FIELDS and k != "status"}
-    scheduler = {k: v for k, v in task.items() if k in SCHEDULER_FIELDS}
-    status = task.get("status")
-    if status in OPERATOR_STATUSES:
-        operator["status"] = status
-    else:
-        scheduler["status"] = status
-    return Halves(operator, scheduler)
-
-
-def hashes_of(task: Task) -> tuple[str, str]:
-    """The hashes of the operator's and of the scheduler's half, to be compared by `same_half`.
-
-    `updated_at` stands beside the scheduler's hash, as a change of either half stamps it; so does
-    the status, as it is hidden while the operator's `paused` or `disabled` is in its place.
-    """
-    halves = halves_of(task)
-    scheduler = {k: v for k, v in halves.scheduler.items() if k not in ("updated_at", "status")}
-    status = halves.scheduler.get("status")
-    stamp = _hash({k: v for k, v in halves.scheduler.items() if k == "updated_at"})
-    parts = (_hash(scheduler), stamp, "" if status is None else str(status))
-    return _hash(halves.operator), _MARK.join(parts)
-
-
-_MARK = "/"
-
-
-def same_half(left: str, right: str) -> bool:
-    """Whether two hashes of the same half mean the same; an unknown status equals any."""
-    left_hash, _, left_rest = left.partition(_MARK)
-    right_hash, _, right_rest = right.partition(_MARK)
-    left_status, right_status = (rest.partition(_MARK)[2] for rest in (left_rest, right_rest))
-    same_status = left_status == right_status or "" in (left_status, right_status)
-    return left_hash == right_hash and same_status
-
-
-def _hash(half: Task) -> str:
-    """A short hash, the same whatever the order of the keys."""
-    canonical = json.dumps(half, sort_keys=True, default=str)
-    return blake2b(canonical.encode("ascii"), digest_size=8).hexdigest()
-
-
-def join_halves(operator_from: Task, scheduler_from: Task) -> Task:
-    """A task with the operator's half of one version and the scheduler's half of another.
-
-    A `next_run` that was computed from another schedule does not come along; of the two times of
-    the last change, the later one does.
-    """
-    joined = {k: v for k, v in operator_from.items() if k not in SCHEDULER_FIELDS}
-    joined |= {k: v for k, v in scheduler_from.items() if k in SCHEDULER_FIELDS}
-    if any(operator_from.get(k) != scheduler_from.get(k) for k in SCHEDULE_FIELDS):
-        joined |= {k: v for k, v in operator_from.items() if k == "next_run"}
-        if "next_run" not in operator_from:
-            joined.pop("next_run", None)
-    if "updated_at" in joined:
-        joined["updated_at"] = _later(operator_from, scheduler_from)
-    if "status" in operator_from or "status" in scheduler_from:
-        joined["status"] = _joined_status(operator_from.get("status"), scheduler_from.get("status"))
-    return {name: joined[name] for name in [*operator_from, *joined] if name in joined}
-
-
-def _later(left: Task, right: Task) -> object:
-    known = [
-        (instant, task["updated_at"])
-        for task in (left, right)
-        if (instant := parse_time(task.get("updated_at"))) is not None
-    ]
-    return max(known, key=lambda pair: pair[0])[1] if known else right.get("updated_at")
-
-
-def _joined_status(operator: object, scheduler: object) -> object:
-    if operator in OPERATOR_STATUSES:
-        return operator
-    if scheduler in OPERATOR_STATUSES:
-        return operator if operator is not None else TaskStatus.ACTIVE.value
-    return scheduler

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from datahound_storage.codec import decode
 from datahound_storage.files.sidecar import Hashes, task_line
+from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.tasks import TaskText, hashes_of
+from datahound_storage.tasks import TaskText
 
 
 class Entry(NamedTuple):

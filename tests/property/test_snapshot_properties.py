@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datahound_storage.files import sidecar, snapshot
 from datahound_storage.files.sidecar import SidecarHeader
-from datahound_storage.tasks import hashes_of
+from datahound_storage.halves import hashes_of
 from tests.property import examples, task_lists, utf8_texts, values
 
 

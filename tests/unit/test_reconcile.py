@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from datahound_storage.codec import Task, decode, encode
+from datahound_storage.halves import hashes_of
 from datahound_storage.reconcile import Base, Meeting, Plan, Version, file_version
-from datahound_storage.tasks import hashes_of
 from tests.unit import make_task
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

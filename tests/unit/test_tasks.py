@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from datahound_storage import tasks
+from datahound_storage import halves, tasks
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.records import TaskStatus
 from tests.unit import make_task
@@ -243,21 +243,21 @@ class TestApplyColumns:
 class TestHalves:
     def test_every_key_is_in_one_half_and_nothing_is_lost(self) -> None:
         task = make_task(unknown=1)
-        operator, scheduler = tasks.halves_of(task)
+        operator, scheduler = halves.halves_of(task)
         assert not operator.keys() & scheduler.keys()
         assert operator | scheduler == task
 
     @pytest.mark.parametrize("status", ["paused", "disabled"])
     def test_what_the_operator_set_is_in_the_operators_half(self, status: str) -> None:
-        halves = tasks.halves_of(make_task(status=status))
-        assert halves.operator["status"] == status
-        assert "status" not in halves.scheduler
+        split = halves.halves_of(make_task(status=status))
+        assert split.operator["status"] == status
+        assert "status" not in split.scheduler
 
     @pytest.mark.parametrize("status", ["active", "running", "error"])
     def test_what_the_scheduler_set_is_in_the_schedulers_half(self, status: str) -> None:
-        halves = tasks.halves_of(make_task(status=status))
-        assert halves.scheduler["status"] == status
-        assert "status" not in halves.operator
+        split = halves.halves_of(make_task(status=status))
+        assert split.scheduler["status"] == status
+        assert "status" not in split.operator
 
     @pytest.mark.parametrize(
         "fields",
@@ -277,7 +277,7 @@ class TestHalves:
     def test_an_operators_change_changes_the_operators_hash_only(
         self, fields: dict[str, object]
     ) -> None:
-        before, after = tasks.hashes_of(make_task()), tasks.hashes_of(make_task(**fields))
+        before, after = halves.hashes_of(make_task()), halves.hashes_of(make_task(**fields))
         assert before[0] != after[0]
         assert before[1] == after[1]
 
@@ -287,49 +287,49 @@ class TestHalves:
     def test_a_schedulers_change_changes_the_schedulers_hash_only(
         self, fields: dict[str, object]
     ) -> None:
-        before, after = tasks.hashes_of(make_task()), tasks.hashes_of(make_task(**fields))
+        before, after = halves.hashes_of(make_task()), halves.hashes_of(make_task(**fields))
         assert before[0] == after[0]
         assert before[1] != after[1]
 
     def test_the_order_of_keys_does_not_change_a_hash(self) -> None:
         task = make_task()
-        assert tasks.hashes_of(task) == tasks.hashes_of(dict(reversed(task.items())))
+        assert halves.hashes_of(task) == halves.hashes_of(dict(reversed(task.items())))
 
     @pytest.mark.parametrize("task", [make_task(), {"task_id": "t"}, {"b": 1, "task_id": "t"}])
     def test_a_task_joined_with_itself_is_itself(self, task: dict[str, object]) -> None:
-        joined = tasks.join_halves(task, task)
+        joined = halves.join_halves(task, task)
         assert list(joined.items()) == list(task.items())
 
     def test_each_half_comes_from_its_side(self) -> None:
         edited = make_task(name="new", extra=1)
         ran = make_task(run_count=9, last_error="x", status="error")
         expected = edited | {"run_count": 9, "last_error": "x", "status": "error"}
-        joined = tasks.join_halves(edited, ran)
+        joined = halves.join_halves(edited, ran)
         assert joined == expected
         assert list(joined) == list(edited)
 
     def test_a_next_run_of_the_old_schedule_loses_to_a_new_schedule(self) -> None:
         edited = make_task(interval_minutes=5, next_run="2026-01-01T00:05:00")
         ran = make_task(run_count=2, next_run="2026-01-01T00:15:00")
-        joined = tasks.join_halves(edited, ran)
+        joined = halves.join_halves(edited, ran)
         assert (joined["next_run"], joined["run_count"]) == ("2026-01-01T00:05:00", 2)
 
     def test_a_next_run_of_the_old_schedule_does_not_come_where_there_was_none(self) -> None:
         edited = make_task(interval_minutes=5)
         del edited["next_run"]
         ran = make_task(next_run="2026-01-01T00:15:00")
-        assert tasks.join_halves(edited, ran).get("next_run") is None
+        assert halves.join_halves(edited, ran).get("next_run") is None
 
     @pytest.mark.parametrize("theirs", ["paused", "disabled"])
     @pytest.mark.parametrize("ours", ["active", "running", "error", None])
     def test_a_run_does_not_undo_what_the_operator_set(self, theirs: str, ours: object) -> None:
-        joined = tasks.join_halves(make_task(status=theirs), make_task(status=ours))
+        joined = halves.join_halves(make_task(status=theirs), make_task(status=ours))
         assert joined["status"] == theirs
 
     @pytest.mark.parametrize("ours", ["paused", "disabled"])
     @pytest.mark.parametrize("theirs", ["active", "running", "error"])
     def test_a_resumed_task_stays_resumed(self, theirs: str, ours: str) -> None:
-        joined = tasks.join_halves(make_task(status=theirs), make_task(status=ours))
+        joined = halves.join_halves(make_task(status=theirs), make_task(status=ours))
         assert joined["status"] == theirs
 
 
