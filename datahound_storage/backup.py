@@ -20,6 +20,7 @@ from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, SidecarHeader
+from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import DatabaseState
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
@@ -202,10 +203,17 @@ class SnapshotBackup:
         self._view = TaskView()
         self._view.apply(self._dal.read_changes(None))
         found = snapshot.read(self._paths.tasks_file)
-        self._shown = {}
+        self._shown = self._hashes_in(found)
         self._header = SidecarHeader(after=found.digest)
         self._write()
         self.problem = None
+
+    def _hashes_in(self, found: snapshot.Snapshot) -> dict[str, Hashes]:
+        """The hashes of what the file shows; those of the view where the text is the same."""
+        return {
+            item.task_key: self._view.hashes_of(item.task_key, item.text) or hashes_of(item.task)
+            for item in found.items
+        }
 
     def _write(self) -> None:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""

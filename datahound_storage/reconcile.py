@@ -129,9 +129,12 @@ class Meeting:
             if self.base.may_lack(key):
                 # After a crash between sidecar and snapshot the files never showed it; far more
                 # often they did and somebody deleted it. The text is kept for the first case.
-                reason = "deleted in the files, which may not have shown it yet"
+                reason = "missing from the files, which may not have shown it yet"
                 plan.conflicts.append(_lost(key, "task", "files", version, reason))
-                plan.reports.append(f"task {key!r} was {reason}: it is in scheduler_conflicts")
+                plan.reports.append(
+                    f"task {key!r} was deleted, as it is missing from the files; its last version "
+                    "is kept in scheduler_conflicts"
+                )
             return
         plan.reports.append(
             f"task {key!r} was deleted in the files but edited in the database: it is kept"

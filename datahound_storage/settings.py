@@ -67,7 +67,8 @@ def normalize_url(value: str, variable: str = URL_VARIABLE) -> str | None:
         shown = f"scheme {scheme!r}" if is_scheme else "no scheme"
         raise SettingsError(
             f"{variable} is not a PostgreSQL URL ({shown}). "
-            "Use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or unset it to use the files."
+            "Use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or set "
+            f"{URL_VARIABLE} to an empty value to use the files."
         )
     url = f"postgresql://{rest}"
     _check_url(url, variable)

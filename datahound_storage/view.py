@@ -80,6 +80,11 @@ class TaskView:
         """The hashes of the halves of each task."""
         return {key: entry.hashes for key, entry in self._entries.items()}
 
+    def hashes_of(self, task_key: str, text: str) -> Hashes | None:
+        """The hashes of a task if this is its text here."""
+        entry = self._entries.get(task_key)
+        return entry.hashes if entry is not None and entry.stored.text == text else None
+
     def sidecar_lines(self) -> list[str]:
         """The lines of the sidecar, in the order of the tasks."""
         return [entry.sidecar_line for entry in self._entries.values()]

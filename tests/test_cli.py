@@ -444,3 +444,31 @@ def test_verify_with_an_unreadable_snapshot(run: Run, migrated_url: str, base: P
 def test_printable_leaves_letters_alone() -> None:
     assert printable("Café 中 [red]") == "Café 中 [red]"
     assert printable("\x1b]0;\r\n\x00") == "\\x1b]0;\\r\\n\\x00"
+
+
+def test_status_with_a_schema_that_does_not_exist(run: Run, database_url: str) -> None:
+    separator = "&" if "?" in database_url else "?"
+    result = run("status", url=f"{database_url}{separator}options=-csearch_path%3Dnowhere")
+    assert result.exit_code == 1
+    assert "create the schema" in " ".join(result.output.split())
+
+
+def test_status_with_a_role_that_may_not_create(run: Run, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE datahound_status_reader")
+    separator = "&" if "?" in database_url else "?"
+    try:
+        result = run(
+            "status", url=f"{database_url}{separator}options=-crole%3Ddatahound_status_reader"
+        )
+    finally:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("DROP ROLE datahound_status_reader")
+    assert result.exit_code == 1
+    assert "GRANT CREATE" in result.output
+
+
+def test_upgrade_with_a_file_that_does_not_exist(run: Run, migrated_url: str) -> None:
+    result = run("upgrade", "--snapshot", "none.json", url=migrated_url)
+    assert result.exit_code == 2
+    assert "none.json" in result.output

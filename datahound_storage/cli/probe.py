@@ -109,6 +109,7 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
     if schema.state is not SchemaState.CURRENT:
         if schema.state is SchemaState.AHEAD or not settings.auto_upgrade:
             raise SchemaError(schema.message)
+        _require_may_upgrade(dal)
         # The tables are not yet those that this version reads.
         finding.reason += f"; the start upgrades the schema, or now: `{schema.command}`"
         return
@@ -127,6 +128,22 @@ def _require_writable(dal: StorageDAL) -> None:
     if dal.database.run(is_read_only).result:
         raise DatabaseUnavailableError(
             f"{dal.database.place} is a standby or read-only: let the URL lead to the primary."
+        )
+
+
+def _require_may_upgrade(dal: StorageDAL) -> None:
+    """Raise SchemaError where a start could not bring the schema to head."""
+    query = "SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
+    schema, may_create = dal.database.run(lambda c: c.execute(query).fetchone()).result or (None, 0)
+    if schema is None:
+        raise SchemaError(
+            "the search path of the URL names no schema that exists: create the schema, or correct "
+            "options=-csearch_path in the URL."
+        )
+    if not may_create:
+        raise SchemaError(
+            f"this role may not create tables in schema {schema}: run `datahound-storage upgrade` "
+            f"once as the owner, or GRANT CREATE ON SCHEMA {schema} to it."
         )
 
 

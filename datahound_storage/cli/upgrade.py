@@ -20,12 +20,15 @@ from datahound_storage.cli.probe import Rows, count_rows
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.settings import Settings, describe_url
 
+# A wrong name is told even where the tables are filled and nothing would be imported.
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.command("upgrade", short_help="Bring the schema to head, import the files once.")
 @with_settings
 @click.option("--revision", default="head", show_default=True, help="Where to stop.")
-@click.option("--snapshot", type=click.Path(path_type=Path), help="Import this file's tasks.")
-@click.option("--history", type=click.Path(path_type=Path), help="Import this file's runs.")
+@click.option("--snapshot", type=EXISTING, help="Import this file's tasks.")
+@click.option("--history", type=EXISTING, help="Import this file's runs.")
 @click.option("--no-import", is_flag=True, help="Make the tables only.")
 @json_option
 def command(

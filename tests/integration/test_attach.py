@@ -457,3 +457,16 @@ def test_a_run_with_strange_metadata_costs_only_itself(
     assert persistence.get_task_history("a")[0]["success"] is True
     persistence.close()
     assert opened(base, url=migrated_url).health().store == "database"
+
+
+def test_a_deletion_by_the_old_code_after_a_first_launch_is_no_conflict(
+    opened: Opened, base: Path, migrated_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = OldCode(base)
+    old.tasks_file.parent.mkdir(parents=True)
+    old.save([make_task("a"), make_task("b")])
+    opened(base, url=migrated_url).close()
+    old.save([make_task("b")])
+    assert opened(base, url=migrated_url).load_tasks() == [make_task("b")]
+    assert count(migrated_url, "scheduler_conflicts") == 0
+    assert "scheduler_conflicts" not in caplog.text
