@@ -15,7 +15,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from datahound_storage.attach import lies_before, meet
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import DivergedError, FileStoreError, LockTimeoutError
+from datahound_storage.errors import (
+    DivergedError,
+    FileStoreError,
+    LockTimeoutError,
+    SnapshotError,
+)
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
@@ -109,8 +114,8 @@ class SnapshotBackup:
             with locked(self._paths.lock_file, self._patience):
                 if stamp is None or not self._is_covered(stamp):
                     self._refresh()
-        except (FileStoreError, LockTimeoutError) as error:
-            self._report(error)
+        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+            self.report(error)
 
     def listing(self) -> list[TaskText]:
         """All tasks as of now, in order; the snapshot shows them when it returns.
@@ -119,19 +124,17 @@ class SnapshotBackup:
         """
         try:
             with locked(self._paths.lock_file, self._patience):
-                try:
-                    self._refresh()
-                except FileStoreError as error:
-                    self._report(error)
+                self._refresh()
                 return self._view.texts()
-        except (FileStoreError, LockTimeoutError) as error:
-            # The lock is not to be had, so the view is another thread's: read past it.
-            self._report(error)
+        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+            # The view may be behind, or another thread's: read past it.
+            self.report(error)
             fresh = TaskView()
             fresh.apply(self._dal.read_changes(None))
             return fresh.texts()
 
-    def _report(self, error: Exception) -> None:
+    def report(self, error: Exception) -> None:
+        """Tell, once for each problem, that the snapshot is behind."""
         if self.problem != str(error):
             log.error("the snapshot could not be refreshed, the next call tries again: %s", error)
         self.problem = str(error)

@@ -106,6 +106,8 @@ class DatabaseStore:
             self.backup.after_commit(stamp)
         except DatabaseError as error:
             raise CommittedError(str(error), files_follow=True) from error
+        except Exception as error:  # noqa: BLE001 - the change is committed: that is the answer
+            self.backup.report(error)
         self._notify("commit", tuple(task_keys))
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:

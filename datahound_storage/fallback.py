@@ -90,6 +90,10 @@ class StoreSwitch:
         self._since = datetime.now(UTC)
         self._reason = f"attached to {self._dal.database.place}"
 
+    def renew_mutex(self) -> None:
+        """Forget a lock that another thread held when this process was forked."""
+        self._mutex = threading.RLock()
+
     def add_hooks(self, hooks: list[BackupHook]) -> None:
         """Register additional backup hooks."""
         if self._database is not None:
@@ -163,6 +167,8 @@ _registry = threading.RLock()
 def _renew_registry_lock() -> None:
     global _registry
     _registry = threading.RLock()
+    for switch, _ in _switches.values():
+        switch.renew_mutex()
 
 
 os.register_at_fork(after_in_child=_renew_registry_lock)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datahound_storage.backup import BackupHook
-from datahound_storage.codec import Task, decode
+from datahound_storage.codec import Task, decode, fits_text_column
 from datahound_storage.errors import InvalidArgumentError
 from datahound_storage.fallback import Health, close_switch, open_switch
 from datahound_storage.files.lock import cannot
@@ -25,6 +25,10 @@ from datahound_storage.tasks import MAX_KEY, PreparedTask, TaskText
 log = logging.getLogger("datahound_storage")
 
 _ABSENT = object()
+# More than a table can hold, and the most that a bigint can say.
+_ALL_RUNS = 2**63 - 1
+# In days; no run is older, and no clock counts back much further.
+_A_MILLENNIUM = 365_000
 
 
 class SchedulerPersistence:
@@ -229,11 +233,12 @@ class SchedulerPersistence:
 
         Raises InvalidArgumentError for a negative limit.
         """
-        if limit < 0:
-            raise InvalidArgumentError(f"limit must not be negative, it is {limit}.")
-        if limit == 0:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise InvalidArgumentError(f"limit must be a whole number, not negative: {limit!r}.")
+        if limit == 0 or not (task_id is None or _is_possible(task_id)):
             return []
-        return self._switch.run(lambda store: store.history(task_id, limit), committed=[])
+        most = min(limit, _ALL_RUNS)
+        return self._switch.run(lambda store: store.history(task_id, most), committed=[])
 
     def clear_old_history(self, days_to_keep: float = 30) -> int:
         """Remove the runs that ended more than so many days ago; return how many.
@@ -241,9 +246,10 @@ class SchedulerPersistence:
         From table and file alike, by the database's clock while it serves. Lines that cannot be
         parsed are kept. Raises InvalidArgumentError for a negative number.
         """
-        if days_to_keep < 0:
-            raise InvalidArgumentError(f"days_to_keep must not be negative, it is {days_to_keep}.")
-        return self._switch.run(lambda store: store.trim_history(days_to_keep), committed=0)
+        if not 0 <= days_to_keep < float("inf"):
+            raise InvalidArgumentError(f"days_to_keep must not be negative: {days_to_keep!r}.")
+        days = min(days_to_keep, _A_MILLENNIUM)
+        return self._switch.run(lambda store: store.trim_history(days), committed=0)
 
     # The state of things.
 
@@ -261,7 +267,7 @@ class SchedulerPersistence:
 
 def _is_possible(task_id: object) -> bool:
     """Whether a store could hold a task with this id."""
-    return isinstance(task_id, str) and 0 < len(task_id) <= MAX_KEY and "\x00" not in task_id
+    return isinstance(task_id, str) and 0 < len(task_id) <= MAX_KEY and fits_text_column(task_id)
 
 
 def _config(task: Task, name: str) -> object:

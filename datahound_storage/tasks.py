@@ -257,9 +257,11 @@ def _spelled_like(instant: datetime, old: object) -> str:
         zone = datetime.fromisoformat(old).tzinfo if isinstance(old, str) else None
     except ValueError:
         zone = None
-    if zone is None:
-        return instant.astimezone().replace(tzinfo=None).isoformat()
-    return instant.astimezone(zone).isoformat()
+    try:
+        spelled = instant.astimezone(zone)
+    except OverflowError:
+        return instant.isoformat()
+    return (spelled if zone is not None else spelled.replace(tzinfo=None)).isoformat()
 
 
 def in_field_order(task: Task) -> Task:

@@ -65,10 +65,17 @@ def rebuild(text: str | None, edits: dict[str, Any]) -> str:
             task = _overlay(task, loads(for_jsonb(text)), edits["config"])
         columns = MIRROR_COLUMNS if "config_json" in edited else tuple(edited)
     values = {name: edits[name] for name in columns if name in MIRROR_COLUMNS}
-    values |= {n: datetime.fromisoformat(edits[n]) for n in TIME_COLUMNS if n in edited}
+    values |= {name: _instant(edits[name]) for name in TIME_COLUMNS if name in edited}
     return encode_lenient(
         apply_columns(key | task if "task_id" not in task else task | key, values)
     )
+
+
+def _instant(value: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        return None  # infinity, or a year that only Postgres knows: the task keeps its own time
 
 
 def _overlay(task: Json, shown: Json, edited: Json) -> Json:

@@ -186,3 +186,32 @@ def test_a_torn_last_line_is_closed_off(make: MakePersistence, base: Path) -> No
     persistence.log_task_execution("b", True)
     assert len(persistence.get_task_history("b")) == 1
     assert len(file.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("task_id", [5, {}, "", "x" * 300, "a\x00", "b\ud800"])
+def test_the_history_of_an_impossible_id_is_empty(
+    persistence: SchedulerPersistence, task_id: Any
+) -> None:
+    serving = persistence.health().store
+    persistence.log_task_execution("a", True)
+    assert persistence.get_task_history(task_id) == []
+    assert persistence.health().store == serving
+
+
+@pytest.mark.parametrize("limit", [True, 2.5, "3", None])
+def test_a_limit_that_is_no_number_is_refused(
+    persistence: SchedulerPersistence, limit: Any
+) -> None:
+    serving = persistence.health().store
+    with pytest.raises(InvalidArgumentError):
+        persistence.get_task_history("a", limit)
+    assert persistence.health().store == serving
+
+
+def test_numbers_without_measure(persistence: SchedulerPersistence) -> None:
+    persistence.log_task_execution("a", True)
+    assert len(persistence.get_task_history("a", 10**30)) == 1
+    assert persistence.clear_old_history(10**9) == 0
+    for days in (float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError):
+            persistence.clear_old_history(days)

@@ -118,7 +118,7 @@ def test_deleting(persistence: SchedulerPersistence) -> None:
     assert persistence.get_task("a") is None
 
 
-@pytest.mark.parametrize("task_id", ["", "x" * 300, "a\x00b", "missing", None, 7])
+@pytest.mark.parametrize("task_id", ["", "x" * 300, "a\x00b", "b\ud800", "missing", None, 7])
 def test_an_impossible_id_is_not_found(persistence: SchedulerPersistence, task_id: Any) -> None:
     assert persistence.get_task(task_id) is None
     assert not persistence.delete_task(task_id)

@@ -263,3 +263,14 @@ def test_a_forked_child_makes_its_own_connections(persistence: SchedulerPersiste
     assert persistence.health().store == "database"
     assert persistence.update_task(make_task("a", name="parent"))
     assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("edit", ["created_at = 'infinity'", "updated_at = '20000-01-01'"])
+def test_a_time_that_only_postgres_knows_costs_nobody_anything(
+    persistence: SchedulerPersistence, sql: Any, edit: str
+) -> None:
+    persistence.add_task(make_task("a"))
+    sql(f"UPDATE scheduler_tasks SET {edit}")
+    assert persistence.load_tasks() == [make_task("a")]
+    assert persistence.add_task(make_task("b"))
+    assert snapshot(persistence) == [make_task("a"), make_task("b")]
