@@ -67,7 +67,6 @@ def meet(dal: StorageDAL, paths: StatePaths) -> None:
 
     dal.change_all(decide)
     plan = plans[-1]
-    dal.keep_conflicts(plan.conflicts)
     for report in plan.reports:
         log.warning("%s", report)
     if plan.write or plan.delete:

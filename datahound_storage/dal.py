@@ -168,12 +168,6 @@ class StorageDAL:
             task_table.lock_for_bulk_change(connection, self.database.timeout)
             self.apply(connection, decide(changes.read_all(connection)))
 
-    def keep_conflicts(self, conflicts: Iterable[task_table.Conflict]) -> None:
-        """Keep versions that lost, for the operator."""
-        kept = list(conflicts)
-        if kept:
-            self.database.run(lambda c: task_table.insert_conflicts(c, kept))
-
     def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
         """Carry out a bulk change inside the caller's transaction."""
         if change.delete:
@@ -183,6 +177,8 @@ class StorageDAL:
             task_table.upsert_many(connection, rows)
         if change.order is not None:
             task_table.reorder(connection, change.order)
+        if change.conflicts:
+            task_table.insert_conflicts(connection, change.conflicts)
 
     def read_changes(self, known: DatabaseState | None) -> Changes:
         """What changed since a known state, or everything."""

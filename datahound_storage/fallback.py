@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,10 +153,8 @@ class StoreSwitch:
 
 def _report(message: str) -> None:
     """Tell the operator, whatever the state of the process's output is."""
-    try:
+    with suppress(Exception):  # a closed stderr: reporting a failure must not itself fail
         log.error("%s", message)
-    except Exception:  # noqa: BLE001 - reporting a failure must not itself fail (closed stderr)
-        sys.last_value = None
 
 
 _Key = tuple[str, Path]

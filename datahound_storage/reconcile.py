@@ -15,8 +15,7 @@ from typing import NamedTuple
 from datahound_storage.codec import Task, encode_lenient, same
 from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import hashes_of, join_halves, same_half
-from datahound_storage.postgres.task_table import Conflict
-from datahound_storage.tasks import BulkChange, PreparedTask, columns_of, parse_time
+from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, columns_of, parse_time
 
 # A clock further ahead than this cannot be trusted to tell which change is newer.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -73,8 +72,8 @@ class Plan:
 
     @property
     def change(self) -> BulkChange:
-        """The change to the tasks."""
-        return BulkChange(self.write, self.delete)
+        """The change to the database, in one transaction with what is kept of the losers."""
+        return BulkChange(self.write, self.delete, conflicts=tuple(self.conflicts))
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,26 @@ class PreparedTask(NamedTuple):
         return self.columns.task_key
 
 
+class Conflict(NamedTuple):
+    """A version that lost: `kept` names the side whose version stays."""
+
+    task_key: str
+    half: str
+    kept: str
+    lost_text: str
+    reason: str
+
+
 class BulkChange(NamedTuple):
-    """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes."""
+    """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
+
+    `conflicts` are versions that lose by it, to be kept for the operator.
+    """
 
     write: list[PreparedTask]
     delete: list[str]
     order: list[str] | None = None
+    conflicts: tuple[Conflict, ...] = ()
 
 
 class TaskText(NamedTuple):

@@ -15,7 +15,7 @@ import psycopg
 
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
-from datahound_storage.tasks import TaskColumns
+from datahound_storage.tasks import Conflict, TaskColumns
 
 Connection = psycopg.Connection[Any]
 
@@ -210,16 +210,6 @@ def list_rows(
 def _listed(row: tuple[Any, ...]) -> ListedTask:
     stored = stored_from_row(row[10:])
     return ListedTask(TaskRow(row[0], TaskColumns(*row[1:9]), stored.text, row[9]), stored)
-
-
-class Conflict(NamedTuple):
-    """A version that lost: `kept` names the side whose version stays."""
-
-    task_key: str
-    half: str
-    kept: str
-    lost_text: str
-    reason: str
 
 
 _CONFLICT = """
