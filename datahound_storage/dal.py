@@ -14,7 +14,6 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from datahound_storage.codec import Task, decode, encode
 from datahound_storage.errors import (
     DuplicateTaskError,
     InvalidArgumentError,
@@ -22,11 +21,12 @@ from datahound_storage.errors import (
     LockTimeoutError,
     TaskNotFoundError,
 )
+from datahound_storage.mapping import prepare, record_of, run_record
 from datahound_storage.postgres import changes, run_table, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.pool import Database, DeadlineConnection
 from datahound_storage.postgres.run_table import StoredRun
-from datahound_storage.postgres.stored import MIRROR_COLUMNS, StoredTask
+from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import Written
 from datahound_storage.records import (
     SchedulerRunRecord,
@@ -38,9 +38,6 @@ from datahound_storage.tasks import (
     MAX_KEY,
     BulkChange,
     PreparedTask,
-    apply_columns,
-    check,
-    columns_of,
 )
 
 # An update that loses the race against another one this often has found a bug, not a rival.
@@ -61,7 +58,7 @@ class StorageDAL:
 
     def create_task(self, record: SchedulerTaskRecord) -> SchedulerTaskRecord:
         """Store a new task; return the stored record. Raises DuplicateTaskError."""
-        prepared = _prepared(record)
+        prepared = prepare(record)
         row = task_table.TaskRow(record.id, prepared.columns, prepared.text, record.timezone)
         if self._insert(row) is None:
             raise DuplicateTaskError(f"task {record.task_key[:80]!r} exists already.")
@@ -69,7 +66,7 @@ class StorageDAL:
 
     def update_task(self, record: SchedulerTaskRecord) -> SchedulerTaskRecord:
         """Replace a stored task; return the stored record. Raises TaskNotFoundError."""
-        prepared = _prepared(record)
+        prepared = prepare(record)
         written = self.change_task(record.task_key, lambda _: prepared, timezone=record.timezone)
         if written is None:
             raise TaskNotFoundError(f"there is no task {record.task_key[:80]!r}.")
@@ -93,7 +90,7 @@ class StorageDAL:
 
     def _list(self, **filters: str | None) -> list[SchedulerTaskRecord]:
         outcome = self.database.run(lambda c: task_table.list_rows(c, **filters))
-        return [_record_of(listed) for listed in outcome.result]
+        return [record_of(listed) for listed in outcome.result]
 
     def _stored_record(self, task_key: str) -> SchedulerTaskRecord:
         record = self.get_task(task_key)
@@ -214,7 +211,7 @@ class StorageDAL:
         """The newest `limit` runs (of one task), newest first, by end (or start)."""
         _check_limit(limit)
         outcome = self.database.run(lambda c: run_table.newest(c, task_key, limit))
-        return [_run_record(stored) for stored in outcome.result]
+        return [run_record(stored) for stored in outcome.result]
 
     def newest_runs(self, task_key: str | None, limit: int) -> list[StoredRun]:
         """The newest `limit` runs that ended (of one task), newest first."""
@@ -279,58 +276,3 @@ class StorageDAL:
 def _check_limit(limit: int) -> None:
     if limit < 0:
         raise InvalidArgumentError(f"limit must not be negative, it is {limit}.")
-
-
-def _prepared(record: SchedulerTaskRecord) -> PreparedTask:
-    """What to store for a record: where a column and `config_json` differ, the column wins."""
-    task = {"task_id": record.task_key, **record.config_json}
-    given = {name: getattr(record, name) for name in MIRROR_COLUMNS}
-    shown = {name: value for name, value in given.items() if _has_field(task, name)}
-    task = check(apply_columns({**task, "task_id": record.task_key}, shown))
-    own = columns_of(task)
-    columns = own._replace(
-        created_at=own.created_at or record.created_at,
-        updated_at=own.updated_at or record.updated_at,
-        **given,
-    )
-    return PreparedTask(columns, encode(task))
-
-
-def _has_field(task: Task, column: str) -> bool:
-    if column in ("task_type", "company"):
-        config = task.get("task_config")
-        return isinstance(config, dict) and column in config
-    return ("schedule_type" if column == "schedule_expr" else column) in task
-
-
-def _record_of(listed: task_table.ListedTask) -> SchedulerTaskRecord:
-    columns = listed.row.columns
-    return SchedulerTaskRecord(
-        id=listed.row.id,
-        task_key=columns.task_key,
-        task_type=columns.task_type,
-        company=columns.company,
-        config_json=decode(listed.stored.text),
-        schedule_type=columns.schedule_type,
-        schedule_expr=columns.schedule_expr,
-        timezone=listed.row.timezone,
-        status=columns.status,
-        created_at=columns.created_at,
-        updated_at=columns.updated_at,
-        position=listed.stored.position,
-    )
-
-
-def _run_record(stored: StoredRun) -> SchedulerRunRecord:
-    row = stored.row
-    return SchedulerRunRecord(
-        id=row.id,
-        task_id=stored.task_id,
-        run_id=row.run_id,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        success=row.success,
-        message=row.message,
-        duration_ms=row.duration_ms,
-        metadata_json=stored.metadata,
-    )

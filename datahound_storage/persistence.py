@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from datahound_storage.records import TaskStatus
 from datahound_storage.runs import HistoryEntry, new_entry
 from datahound_storage.saving import TaskAdapter, TaskClass, whole_state
 from datahound_storage.settings import Settings, from_environment, normalize_url
+from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.tasks import MAX_KEY, PreparedTask, TaskText
 
 log = logging.getLogger("datahound_storage")
 
-_ABSENT = object()
 # More than a table can hold, and the most that a bigint can say.
 _ALL_RUNS = 2**63 - 1
 # In days; no run is older, and no clock counts back much further.
@@ -159,8 +158,8 @@ class SchedulerPersistence:
         Durable when it returns. Raises InvalidTaskError for a task that cannot be stored; then, and
         where the answer is False, `updated_at` is left alone.
         """
-        before = _get_updated_at(task)
-        _set_updated_at(task, _now_like(before, as_text=isinstance(task, dict)))
+        before = get_updated_at(task)
+        set_updated_at(task, now_like(before, as_text=isinstance(task, dict)))
         updated = False
         try:
             submitted = self._adapter.to_dict(task)
@@ -172,7 +171,7 @@ class SchedulerPersistence:
             updated = self._switch.run(lambda store: store.update(key, change), committed=True)
         finally:
             if not updated:
-                _set_updated_at(task, before)
+                set_updated_at(task, before)
         return updated
 
     def delete_task(self, task_id: str) -> bool:
@@ -273,34 +272,3 @@ def _is_possible(task_id: object) -> bool:
 def _config(task: Task, name: str) -> object:
     config = task.get("task_config")
     return config.get(name) if isinstance(config, dict) else None
-
-
-def _get_updated_at(task: Any) -> Any:
-    if isinstance(task, dict):
-        return task.get("updated_at", _ABSENT)
-    return getattr(task, "updated_at", None)
-
-
-def _set_updated_at(task: Any, value: Any) -> None:
-    if value is _ABSENT:
-        task.pop("updated_at", None)
-    elif isinstance(task, dict):
-        task["updated_at"] = value
-    else:
-        task.updated_at = value
-
-
-def _now_like(before: Any, *, as_text: bool) -> Any:
-    """Now, as text or as a datetime and with or without an offset, as the task has it."""
-    if isinstance(before, str):
-        return datetime.now(_zone_of(before)).isoformat()
-    # Without an offset unless there was one: the scheduler's own times are naive and local.
-    now = datetime.now(before.tzinfo if isinstance(before, datetime) else None)
-    return now.isoformat() if as_text else now
-
-
-def _zone_of(time: str) -> tzinfo | None:
-    try:
-        return datetime.fromisoformat(time).tzinfo
-    except ValueError:
-        return None
