@@ -2,7 +2,7 @@
 
 from datahound_storage.backup import BackupEvent, BackupHook
 from datahound_storage.errors import StorageError
-from datahound_storage.fallback import Health
+from datahound_storage.health import Health
 from datahound_storage.persistence import SchedulerPersistence
 
 __all__ = ["BackupEvent", "BackupHook", "Health", "SchedulerPersistence", "StorageError"]

@@ -11,10 +11,12 @@ from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DivergedError
 from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.run_table import line_of
 from datahound_storage.postgres.watermark import Watermark
@@ -129,15 +131,14 @@ def lies_before(state: DatabaseState, newest_us: int, header: sidecar.SidecarHea
     return int(header.shown_us) > newest_us
 
 
-def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> None:
+def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:
     """Bring runs that only the files have into the table, and the other way round.
 
-    Takes the file lock for the appending alone.
+    Takes the file lock for the appending alone; what is appended meanwhile comes after the mark
+    that it returns.
     """
-    trimmed = history.remembered_cutoff(paths.history_state_file)
-    if trimmed is not None:
-        # Trimmed while the files were the only store: gone is gone.
-        dal.purge_task_runs(older_than=trimmed)
+    mark = history.mark(paths.history_file)
+    _repeat_trim(dal, paths)
     cutoff = dal.history_cutoff()
     recorded = dal.run_ids()
     missing = (
@@ -149,6 +150,25 @@ def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> None:
     if added:
         log.info("carried over from the history file: %d runs", added)
     _append_missing(dal, paths, recorded, patience)
+    return mark
+
+
+def sync_last_runs(dal: StorageDAL, paths: StatePaths, mark: Mark) -> None:
+    """Bring the runs that were appended after `mark` into the table. Callers hold the file lock."""
+    _repeat_trim(dal, paths)
+    cutoff = dal.history_cutoff()
+    dal.add_runs(
+        row_of(line)
+        for line in history.lines_after(paths.history_file, mark)
+        if cutoff is None or line.ended_at >= cutoff
+    )
+
+
+def _repeat_trim(dal: StorageDAL, paths: StatePaths) -> None:
+    """What was trimmed while the files were the only store is gone for good."""
+    trimmed = history.remembered_cutoff(paths.history_state_file)
+    if trimmed is not None:
+        dal.purge_task_runs(older_than=trimmed)
 
 
 def _append_missing(
@@ -162,3 +182,20 @@ def _append_missing(
         runs = sorted(dal.runs_by_ids(ids), key=lambda r: r.row.finished_at or r.row.started_at)
         history.append(paths.history_file, map(line_of, runs), durable=True)
     log.info("carried over to %s: %d runs", paths.history_file, len(ids))
+
+
+def waiting_tasks(paths: StatePaths) -> int | None:
+    """How many tasks the files show otherwise than when they last met a database.
+
+    None where they never did. Raises FileStoreError.
+    """
+    known = sidecar.read(paths.sidecar_file)
+    found = snapshot.read(paths.tasks_file)
+    if known is None:
+        return None
+    if known.header.recognises(found.digest):
+        return 0
+    shown = {item.task_key: hashes_of(item.task) for item in found.items}
+    base = Base(known.tasks, known.previous)
+    changed = sum(not base.had_exactly(key, hashes) for key, hashes in shown.items())
+    return changed + len(known.tasks.keys() - shown.keys())

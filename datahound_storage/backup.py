@@ -33,7 +33,7 @@ from datahound_storage.tasks import TaskText
 from datahound_storage.view import TaskView
 
 # A peer that starts at the same time may be importing thousands of tasks.
-_ATTACH_PATIENCE = 60.0
+ATTACH_PATIENCE = 60.0
 
 log = logging.getLogger("datahound_storage")
 
@@ -101,8 +101,12 @@ class SnapshotBackup:
 
     def attach(self) -> None:
         """Let files and database meet, then write the snapshot. Raises what `meet` raises."""
-        with locked(self._paths.lock_file, _ATTACH_PATIENCE):
+        with locked(self._paths.lock_file, ATTACH_PATIENCE):
             self._meet()
+
+    def catch_up(self) -> None:
+        """As `attach`, for what was written since then. Callers hold the file lock."""
+        self._refresh()
 
     def after_commit(self, stamp: int | None) -> None:
         """Make the snapshot show a committed change (None: any). Durable when it returns.

@@ -38,6 +38,7 @@ from datahound_storage.tasks import (
     MAX_KEY,
     BulkChange,
     PreparedTask,
+    TaskChange,
 )
 
 # An update that loses the race against another one this often has found a bug, not a rival.
@@ -67,7 +68,8 @@ class StorageDAL:
     def update_task(self, record: SchedulerTaskRecord) -> SchedulerTaskRecord:
         """Replace a stored task; return the stored record. Raises TaskNotFoundError."""
         prepared = prepare(record)
-        written = self.change_task(record.task_key, lambda _: prepared, timezone=record.timezone)
+        change = TaskChange(prepared)
+        written = self.change_task(record.task_key, lambda _: change, timezone=record.timezone)
         if written is None:
             raise TaskNotFoundError(f"there is no task {record.task_key[:80]!r}.")
         return self._stored_record(record.task_key)
@@ -114,7 +116,7 @@ class StorageDAL:
     def change_task(
         self,
         task_key: str,
-        change: Callable[[StoredTask], PreparedTask],
+        change: Callable[[StoredTask], TaskChange],
         *,
         known: StoredTask | None = None,
         timezone: str | None = None,
@@ -128,15 +130,22 @@ class StorageDAL:
         for _ in range(_MAX_RACES):
             if stored is None:
                 return None
-            prepared = change(stored)
-            row = task_table.TaskRow(NO_ID, prepared.columns, prepared.text, self.timezone)
+            wanted = change(stored)
+            row = task_table.TaskRow(NO_ID, *wanted.prepared, self.timezone)
             statement = partial(
-                task_table.update, row=row, expected=stored.stamp, timezone=timezone
+                task_table.update,
+                row=row,
+                expected=stored.stamp,
+                timezone=timezone,
+                conflicts=wanted.conflicts,
             )
             outcome = self.database.run(statement)
             if outcome.result is not None:
                 return outcome.result
             stored = self.fetch_task(task_key)
+            if outcome.repeated and stored is not None and stored.text == wanted.prepared.text:
+                # The attempt whose answer got lost has done it.
+                return Written(stored.stamp, stored.position)
         raise LockTimeoutError(f"task {task_key[:80]!r} is changed by others without a pause.")
 
     def remove_task(self, task_key: str) -> int | None:

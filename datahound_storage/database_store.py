@@ -16,7 +16,7 @@ from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText
 
 log = logging.getLogger("datahound_storage")
 
@@ -43,7 +43,7 @@ class DatabaseStore:
         self, dal: StorageDAL, paths: StatePaths, files: FileStore, patience: float
     ) -> None:
         self.backup = SnapshotBackup(dal, paths, patience)
-        self.hooks: list[BackupHook] = []
+        self.hooks: Sequence[BackupHook] = ()
         self._dal = dal
         self._paths = paths
         self._files = files
@@ -70,7 +70,7 @@ class DatabaseStore:
     def update(self, task_key: str, change: Change) -> bool:
         """Change a task as it is now; False if there is none."""
 
-        def change_stored(stored: StoredTask) -> PreparedTask:
+        def change_stored(stored: StoredTask) -> TaskChange:
             return change(stored.text)
 
         known = self.backup.known(task_key)
@@ -126,7 +126,7 @@ class DatabaseStore:
         The line comes first: whatever dies in between, the next start finds it and makes the row,
         and nobody can take it for missing and append it twice.
         """
-        appended = self._try_files(lambda: self._files.append_run(entry, durable=False))
+        appended = self._try_files(lambda: self._files.append_run(entry))
         line = parse_line(line_text(entry))
         if line is None:
             log.warning("run %s has no usable task_id: it is in the file only", entry["run_id"])

@@ -1,4 +1,8 @@
-"""Which store serves: the database while it can, else the files, until the process ends."""
+"""Which store serves: the database while it can, else the files.
+
+A process that has fallen back stays on the files until its end, or, where it is told to
+(DATAHOUND_STORAGE_REATTACH_SECONDS), until the database serves again.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +11,26 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from datahound_storage.attach import sync_history
-from datahound_storage.backup import BackupHook
+from datahound_storage.attach import sync_history, sync_last_runs, waiting_tasks
+from datahound_storage.backup import ATTACH_PATIENCE, BackupHook
 from datahound_storage.bootstrap import make_dal, prepare_schema
 from datahound_storage.dal import StorageDAL
 from datahound_storage.database_store import CommittedError, DatabaseStore
 from datahound_storage.errors import DatabaseError, StorageError
-from datahound_storage.files.file_store import FileStore
+from datahound_storage.files.file_store import FileStore, MovedError
+from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.health import Health, StoreName
 from datahound_storage.settings import Settings
 from datahound_storage.stores import TaskStore
 
 log = logging.getLogger("datahound_storage")
 
 T = TypeVar("T")
-StoreName = Literal["database", "files"]
-
-
-@dataclass(frozen=True)
-class Health:
-    """Which store serves, since when and why, and how the backup is.
-
-    `backup_problem` is None while the snapshot shows every acknowledged change; `backup_written_at`
-    is when this process last wrote it, None if it did not have to.
-    """
-
-    store: StoreName
-    since: datetime
-    reason: str
-    backup_written_at: datetime | None
-    backup_problem: str | None
 
 
 class StoreSwitch:
@@ -50,45 +39,66 @@ class StoreSwitch:
     def __init__(self, settings: Settings, paths: StatePaths) -> None:
         self.paths = paths
         self._settings = settings
-        self._files = FileStore(paths, settings.operation_timeout)
+        self._files = FileStore(paths, settings.operation_timeout, lambda: self._database is None)
+        # None while the files serve.
         self._database: DatabaseStore | None = None
+        self._last: DatabaseStore | None = None
         self._dal: StorageDAL | None = None
+        self._hooks: list[BackupHook] = []
         self._mutex = threading.RLock()
+        self._prober: threading.Thread | None = None
+        self._closed = threading.Event()
         self._since = datetime.now(UTC)
         self._reason = "no URL is set"
-        self._serves_database = False
 
     @property
     def serving(self) -> StoreName:
         """The store that serves now."""
-        return "database" if self._serves_database else "files"
+        return "files" if self._database is None else "database"
 
-    def attach(self, url: str) -> None:
+    def attach(self) -> None:
         """Connect, bring the schema to head, let files and database meet.
 
         Where the database does not serve, the files do, and that is reported. Raises FileStoreError
         and SnapshotError where the files cannot be used: then there is nothing to go on with.
         """
-        with self._mutex:
-            try:
-                self._attach(url)
-            except DatabaseError as error:
-                self._fall_back(error)
-            except BaseException:
-                self.close()
-                raise
+        try:
+            self._attach()
+        except DatabaseError as error:
+            self._note(str(error))
+            self._report_files(error)
 
-    def _attach(self, url: str) -> None:
+    def _attach(self) -> None:
         settings = self._settings
-        self._dal = make_dal(settings, url)
-        prepare_schema(self._dal, auto_upgrade=settings.auto_upgrade)
-        store = DatabaseStore(self._dal, self.paths, self._files, settings.operation_timeout / 2)
-        store.backup.attach()
-        sync_history(self._dal, self.paths, settings.operation_timeout)
-        self._database = store
-        self._serves_database = True
+        if settings.url is None:
+            raise AssertionError("there is no URL to attach to")
+        dal = make_dal(settings, settings.url)
+        try:
+            prepare_schema(dal, auto_upgrade=settings.auto_upgrade)
+            store = DatabaseStore(dal, self.paths, self._files, settings.operation_timeout / 2)
+            store.hooks = self._hooks
+            store.backup.attach()
+            mark = sync_history(dal, self.paths, settings.operation_timeout)
+            with locked(self.paths.lock_file, ATTACH_PATIENCE):
+                # Other threads may have gone on with the files: from here on they wait.
+                store.backup.catch_up()
+                sync_last_runs(dal, self.paths, mark)
+                self._serve_from(store, dal)
+        except BaseException:
+            dal.database.retire()
+            raise
+
+    def _serve_from(self, store: DatabaseStore, dal: StorageDAL) -> None:
+        with self._mutex:
+            if self._closed.is_set():
+                raise DatabaseError("this store was closed meanwhile")
+            self._dal, self._last, self._database = dal, store, store
+            self._files.runs_logged = 0
+            self._note(f"attached to {dal.database.place}")
+
+    def _note(self, reason: str) -> None:
         self._since = datetime.now(UTC)
-        self._reason = f"attached to {self._dal.database.place}"
+        self._reason = reason
 
     def renew_mutex(self) -> None:
         """Forget a lock that another thread held when this process was forked."""
@@ -96,8 +106,7 @@ class StoreSwitch:
 
     def add_hooks(self, hooks: list[BackupHook]) -> None:
         """Register additional backup hooks."""
-        if self._database is not None:
-            self._database.hooks.extend(hooks)
+        self._hooks.extend(hooks)
 
     def run(self, operation: Callable[[TaskStore], T], *, committed: T) -> T:
         """Run an operation on the store that serves; if that is the database and it fails, on the
@@ -106,49 +115,94 @@ class StoreSwitch:
         `committed` is the answer where the database has done it but failed before the snapshot
         showed it: then the files follow by themselves.
         """
-        store = self._database
-        if not self._serves_database or store is None:
-            return operation(self._files)
-        try:
-            return operation(store)
-        except CommittedError as error:
-            self._fall_back(error)
-            if error.files_follow:
-                operation(self._files)
-            return committed
-        except DatabaseError as error:
-            self._fall_back(error)
-            return operation(self._files)
+        while True:
+            store = self._database
+            if store is None:
+                self._keep_probing()
+            try:
+                return operation(self._files if store is None else store)
+            except MovedError:
+                continue  # the database serves again
+            except CommittedError as error:
+                self._fall_back(store, error)
+                if error.files_follow:
+                    with suppress(MovedError):
+                        operation(self._files)
+                return committed
+            except DatabaseError as error:
+                self._fall_back(store, error)
 
-    def _fall_back(self, error: StorageError) -> None:
+    def _fall_back(self, store: TaskStore | None, error: StorageError) -> None:
         with self._mutex:
-            if not self._serves_database and self._database is not None:
+            if self._database is not store:
                 return  # another thread was first, and has reported it
-            self._serves_database = False
-            self._since = datetime.now(UTC)
-            self._reason = str(error)
-            self.close()
-        _report(
-            "the database does not serve, going on with the JSON files until this process is "
-            f"restarted: {error}"
+            self._database = None
+            self._note(str(error))
+            if self._dal is not None:
+                self._dal.database.retire()
+        self._report_files(error)
+
+    def _report_files(self, error: StorageError) -> None:
+        seconds = self._settings.reattach_seconds
+        until = (
+            "until this process is restarted"
+            if seconds is None
+            else f"and trying the database again every {seconds:g} s"
         )
+        _report(f"the database does not serve, going on with the JSON files {until}: {error}")
+        self._keep_probing()
+
+    def _keep_probing(self) -> None:
+        """Have a thread that tries the database again, where that is wanted."""
+        if self._settings.reattach_seconds is None or self._settings.url is None:
+            return
+        if self._prober is None or not self._prober.is_alive():
+            with self._mutex:
+                if self._prober is None or not self._prober.is_alive():
+                    self._prober = threading.Thread(
+                        target=self._probe, name="datahound-storage-reattach", daemon=True
+                    )
+                    self._prober.start()
+
+    def _probe(self) -> None:
+        while self._database is None and not self._closed.wait(self._settings.reattach_seconds):
+            try:
+                self._attach()
+            except Exception as error:  # noqa: BLE001 - the next try may succeed
+                self._note_failed_probe(error)
+            else:
+                _report("the database serves again; what was written to the files is carried over")
+
+    def _note_failed_probe(self, error: Exception) -> None:
+        known = isinstance(error, StorageError)
+        reason = str(error) if known else f"{type(error).__name__} while attaching"
+        if reason != self._reason and not self._closed.is_set():
+            self._reason = reason
+            _report(f"the database does not serve yet, going on with the JSON files: {reason}")
 
     def health(self) -> Health:
         """The state of things."""
-        backup = self._database.backup if self._database is not None else None
+        backup = self._last.backup if self._last is not None else None
         written = backup.written_at if backup is not None else None
+        waiting: int | None = None
+        with suppress(StorageError):
+            waiting = waiting_tasks(self.paths)
         return Health(
             store=self.serving,
             since=self._since,
             reason=self._reason,
             backup_written_at=None if written is None else datetime.fromtimestamp(written, UTC),
             backup_problem=None if backup is None else backup.problem,
+            waiting_tasks=waiting,
+            waiting_runs=0 if self._database is not None else self._files.runs_logged,
         )
 
     def close(self) -> None:
-        """Close the connections."""
-        if self._dal is not None:
-            self._dal.close()
+        """Close the connections; stop trying."""
+        with self._mutex:
+            self._closed.set()
+            if self._dal is not None:
+                self._dal.close()
 
 
 def _report(message: str) -> None:
@@ -162,14 +216,14 @@ _switches: dict[_Key, tuple[StoreSwitch, int]] = {}
 _registry = threading.RLock()
 
 
-def _renew_registry_lock() -> None:
+def _renew_locks() -> None:
     global _registry
     _registry = threading.RLock()
     for switch, _ in _switches.values():
         switch.renew_mutex()
 
 
-os.register_at_fork(after_in_child=_renew_registry_lock)
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def open_switch(settings: Settings, paths: StatePaths) -> StoreSwitch:
@@ -185,7 +239,7 @@ def open_switch(settings: Settings, paths: StatePaths) -> StoreSwitch:
         switch, users = _switches.get(key, (None, 0))
         if switch is None:
             switch = StoreSwitch(settings, paths)
-            switch.attach(settings.url)
+            switch.attach()
         _switches[key] = (switch, users + 1)
         return switch
 

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from datahound_storage.backup import BackupHook
+from datahound_storage.bases import Bases, identities_of
 from datahound_storage.codec import Task, decode, fits_text_column
 from datahound_storage.errors import InvalidArgumentError
-from datahound_storage.fallback import Health, close_switch, open_switch
+from datahound_storage.fallback import close_switch, open_switch
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.health import Health
 from datahound_storage.records import TaskStatus
 from datahound_storage.runs import HistoryEntry, new_entry
-from datahound_storage.saving import TaskAdapter, TaskClass, whole_state
+from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
-from datahound_storage.tasks import MAX_KEY, PreparedTask, TaskText
+from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText
 
 log = logging.getLogger("datahound_storage")
 
@@ -60,6 +62,7 @@ class SchedulerPersistence:
             self._settings = replace(self._settings, url=normalize_url(url, "url"))
         self._paths = StatePaths.below(data_dir)
         self._adapter = TaskAdapter(task_class)
+        self._bases = Bases(identities_of(self._paths.data_dir, self._settings.url))
         self._listed = threading.local()
         self._make_directories()
         self._switch = open_switch(self._settings, self._paths)
@@ -115,9 +118,12 @@ class SchedulerPersistence:
         for item in texts:
             task = decode(item.text)
             try:
-                pairs.append((task, self._adapter.from_dict(task)))
+                loaded = self._adapter.from_dict(task)
             except Exception as error:  # noqa: BLE001 - one bad task must not hide the others
                 self._report_rejected(item.task_key, error)
+            else:
+                self._bases.loaded(loaded, item.task_key, item.text)
+                pairs.append((task, loaded))
         return pairs
 
     def _report_rejected(self, task_key: str, error: Exception) -> None:
@@ -136,10 +142,12 @@ class SchedulerPersistence:
         if text is None:
             return None
         try:
-            return self._adapter.from_dict(decode(text))
+            loaded = self._adapter.from_dict(decode(text))
         except Exception as error:  # noqa: BLE001 - as in a listing
             self._report_rejected(task_id, error)
             return None
+        self._bases.loaded(loaded, task_id, text)
+        return loaded
 
     def add_task(self, task: Any) -> bool:
         """Add a task at the end; False if its id exists. Durable when it returns.
@@ -148,48 +156,75 @@ class SchedulerPersistence:
         """
         prepared = self._adapter.prepare(self._adapter.to_dict(task))
         added = self._switch.run(lambda store: store.add(prepared), committed=True)
-        if added and hasattr(self._listed, "keys"):
-            self._listed.keys.add(prepared.task_key)
+        if added:
+            self._bases.submitted(task, prepared.task_key, prepared.text)
+            if hasattr(self._listed, "keys"):
+                self._listed.keys.add(prepared.task_key)
         return added
 
     def update_task(self, task: Any) -> bool:
-        """Store a changed task and set its `updated_at` to now; False if its id does not exist.
+        """Store what changed in a task and set its `updated_at` to now; False if it is not there.
+
+        What changed is the difference from what the object showed when it was loaded or submitted
+        last; what others changed since then stays. If both changed the same field this change wins
+        and the other version is kept as a conflict. An object that was neither loaded nor submitted
+        here replaces the stored task as given.
 
         Durable when it returns. Raises InvalidTaskError for a task that cannot be stored; then, and
         where the answer is False, `updated_at` is left alone.
         """
         before = get_updated_at(task)
+        base = self._base_of(task, self._adapter.to_dict(task))
         set_updated_at(task, now_like(before, as_text=isinstance(task, dict)))
         updated = False
         try:
             submitted = self._adapter.to_dict(task)
             key: str = submitted["task_id"]
 
-            def change(stored: str) -> PreparedTask:
-                return self._adapter.prepare(submitted, stored)
+            def change(stored: str) -> TaskChange:
+                return self._adapter.change(submitted, stored, base)
 
             updated = self._switch.run(lambda store: store.update(key, change), committed=True)
         finally:
             if not updated:
                 set_updated_at(task, before)
+        if updated:
+            text = self._adapter.text_of(submitted)
+            self._bases.submitted(task, key, text, known=base is not None)
         return updated
+
+    def _base_of(self, task: Any, submitted: Task) -> str | None:
+        return self._bases.of(task, submitted["task_id"], submitted.get("updated_at"))
 
     def delete_task(self, task_id: str) -> bool:
         """Delete a task; its history stays. False if there is none. Durable when it returns."""
         if not _is_possible(task_id):
             return False
-        return self._switch.run(lambda store: store.delete(task_id), committed=True)
+        deleted = self._switch.run(lambda store: store.delete(task_id), committed=True)
+        if deleted:
+            self._bases.deleted(task_id)
+        return deleted
 
     def save_tasks(self, tasks: Iterable[Any]) -> bool:
         """Make a list the whole state, in its order: all or nothing. Durable when it returns.
 
         Tasks that are missing from it are deleted, but for those that somebody else added after
-        this thread last listed the tasks. Raises InvalidTaskError, having changed nothing.
+        this thread last listed the tasks. What others changed in a task since it was loaded stays,
+        as with `update_task`; what others deleted since then stays deleted. Raises
+        InvalidTaskError, having changed nothing.
         """
-        submitted = [self._adapter.to_dict(task) for task in tasks]
-        decide = whole_state(self._adapter, submitted, getattr(self._listed, "keys", None))
+        pairs = [(task, self._adapter.to_dict(task)) for task in tasks]
+        bases = {t["task_id"]: base for task, t in pairs if (base := self._base_of(task, t))}
+        listed = getattr(self._listed, "keys", None)
+        decide = WholeState(self._adapter, [submitted for _, submitted in pairs], listed, bases)
         self._switch.run(lambda store: store.change_all(decide), committed=None)
-        self._listed.keys = {task["task_id"] for task in submitted}
+        for key in decide.deleted:
+            self._bases.deleted(key)
+        for task, submitted in pairs:
+            key = submitted["task_id"]
+            text = self._adapter.text_of(submitted)
+            self._bases.submitted(task, key, text, known=key in bases)
+        self._listed.keys = set(decide.wanted)
         return True
 
     def get_active_tasks(self) -> list[Any]:

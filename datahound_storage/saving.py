@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from datahound_storage.bases import LoadedTask
 from datahound_storage.codec import Task, decode, encode, encode_lenient, same
 from datahound_storage.errors import InvalidTaskError
+from datahound_storage.merge import half_of, merge
 from datahound_storage.tasks import (
     BulkChange,
+    Conflict,
     PreparedTask,
+    TaskChange,
     TaskText,
-    check_from_caller,
+    check,
+    check_status,
     columns_of,
 )
 
@@ -39,11 +44,13 @@ class TaskAdapter:
             raise InvalidTaskError(
                 f"a task must be a dict or have to_dict(), not {type(task).__name__}."
             )
-        return check_from_caller(task if isinstance(task, dict) else task.to_dict())
+        shown = task if isinstance(task, dict) else task.to_dict()
+        # A dict of another type would not be encoded as one.
+        return check(dict(shown) if isinstance(shown, dict) else shown)
 
     def from_dict(self, task: Task) -> Any:
         """The caller's object for a dict; raises whatever its class raises."""
-        return task if self._class is None else self._class.from_dict(task)
+        return LoadedTask(task) if self._class is None else self._class.from_dict(task)
 
     def rejects(self, text: str) -> bool:
         """Whether the caller's class cannot be made from a task, so that it never saw it."""
@@ -58,12 +65,37 @@ class TaskAdapter:
     def prepare(self, submitted: Task, stored: str | None = None) -> PreparedTask:
         """A task ready to be stored; keys that the caller's class drops come from `stored`."""
         if stored is None:
+            check_status(submitted)
             return PreparedTask(columns_of(submitted), encode(submitted))
         known = decode(stored)
+        check_status(submitted, known)
         task = _keep(known, self._seen_of(known), submitted)
         text = _encode(task, known)
         # An unchanged task keeps its text, and with it the spelling of its numbers.
         return PreparedTask(columns_of(task), stored if same(task, known) else text)
+
+    def change(self, submitted: Task, stored: str, base: str | None) -> TaskChange:
+        """What a caller's update makes of the stored task.
+
+        `base` is the version that the caller's object showed; without one the task is replaced.
+        """
+        prepared = self.prepare(submitted, stored)
+        if base is None or base == stored:
+            return TaskChange(prepared)
+        merged = merge(self._shown(base), submitted, self._shown(stored))
+        lost = {half_of(field) for field in merged.collided}
+        conflicts = tuple(_conflict(half, stored, merged.collided) for half in sorted(lost))
+        return TaskChange(self.prepare(merged.task, stored), conflicts)
+
+    def text_of(self, submitted: Task) -> str:
+        """The text of what a caller's object shows."""
+        try:
+            return encode(submitted)
+        except InvalidTaskError:
+            return encode_lenient(submitted)  # what a file of the old code held may stay
+
+    def _shown(self, text: str) -> Task:
+        return self._seen_of(decode(text))
 
     def _seen_of(self, stored: Task) -> Task:
         """What the caller's class shows of a stored task."""
@@ -91,6 +123,12 @@ def _keep(stored: Any, seen: Any, submitted: Any) -> Any:
     return kept | {key: value for key, value in submitted.items() if key not in kept}
 
 
+def _conflict(half: str, stored: str, collided: tuple[str, ...]) -> Conflict:
+    fields = ", ".join(field for field in collided if half_of(field) == half)
+    reason = f"{fields[:500]}: changed by two writers; the later change was kept"
+    return Conflict(decode(stored)["task_id"], half, "later", stored, reason)
+
+
 def _encode(task: Task, stored: Task) -> str:
     """The text of a task; NaN and infinities may stay where files of the old code had them."""
     try:
@@ -108,35 +146,63 @@ def _is_kept(value: Any, stored: Any) -> bool:
         return False
 
 
-def whole_state(
-    adapter: TaskAdapter, submitted: Iterable[Task], listed: set[str] | None
-) -> Callable[[list[TaskText]], BulkChange]:
-    """The decision that makes `submitted` the whole state.
+class WholeState:
+    """Makes `submitted` the whole state: the decision for a change of all tasks.
 
     Tasks that are missing from it are deleted, but for those outside of `listed` (what the caller
-    saw last; None: it never looked, so all are) and those which its class rejects.
+    saw last; None: it never looked, so all are) and those which its class rejects. `bases` are the
+    versions that the submitted tasks showed: what others changed since then stays, and what others
+    deleted stays deleted.
     """
-    wanted: dict[str, Task] = {}
-    for task in submitted:
-        if task["task_id"] in wanted:
-            raise InvalidTaskError(
-                f"task_id {task['task_id'][:80]!r} is twice in the list; nothing was saved."
-            )
-        wanted[task["task_id"]] = task
 
-    def decide(present: list[TaskText]) -> BulkChange:
+    def __init__(
+        self,
+        adapter: TaskAdapter,
+        submitted: Iterable[Task],
+        listed: set[str] | None,
+        bases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._adapter = adapter
+        self._listed = listed
+        self._bases = bases or {}
+        self.wanted: dict[str, Task] = {}
+        self.deleted: list[str] = []
+        for task in submitted:
+            if task["task_id"] in self.wanted:
+                raise InvalidTaskError(
+                    f"task_id {task['task_id'][:80]!r} is twice in the list; nothing was saved."
+                )
+            self.wanted[task["task_id"]] = task
+
+    def __call__(self, present: list[TaskText]) -> BulkChange:
+        """The change to be made to the present tasks."""
         stored = dict(present)
-        missing = [key for key in stored if key not in wanted]
-        delete = [
-            key
-            for key in missing
-            if (listed is None or key in listed) and not adapter.rejects(stored[key])
-        ]
-        prepared = {key: adapter.prepare(task, stored.get(key)) for key, task in wanted.items()}
-        write = [p for key, p in prepared.items() if p.text != stored.get(key)]
-        return BulkChange(write, delete, _new_order(list(wanted), missing, delete, stored))
+        changes = self._changes(stored)
+        missing = [key for key in stored if key not in self.wanted]
+        self.deleted = [key for key in missing if self._may_delete(key, stored[key])]
+        write = [c.prepared for key, c in changes.items() if c.prepared.text != stored.get(key)]
+        return BulkChange(
+            write,
+            self.deleted,
+            _new_order(list(changes), missing, self.deleted, stored),
+            tuple(conflict for change in changes.values() for conflict in change.conflicts),
+        )
 
-    return decide
+    def _changes(self, stored: dict[str, str]) -> dict[str, TaskChange]:
+        changes = {}
+        for key, task in self.wanted.items():
+            base = self._bases.get(key)
+            if key in stored:
+                changes[key] = self._adapter.change(task, stored[key], base)
+            else:
+                prepared = self._adapter.prepare(task)
+                if base is None:  # else somebody deleted it after the caller had loaded it
+                    changes[key] = TaskChange(prepared)
+        return changes
+
+    def _may_delete(self, key: str, text: str) -> bool:
+        seen = self._listed is None or key in self._listed
+        return seen and not self._adapter.rejects(text)
 
 
 def _new_order(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 from urllib.parse import quote
 
 from datahound_storage.errors import SettingsError
@@ -24,7 +25,8 @@ class Settings:
     """What the package was told from outside.
 
     `url` is a libpq connection URL or None, where the JSON files are the store. It is left out
-    of the representation, as it may hold a password. Times are in seconds.
+    of the representation, as it may hold a password. Times are in seconds. `reattach_seconds`: how
+    often a process that has fallen back tries the database again; None: not before its restart.
     """
 
     url: str | None = field(default=None, repr=False)
@@ -33,6 +35,7 @@ class Settings:
     echo: bool = False
     auto_upgrade: bool = True
     operation_timeout: float = 5.0
+    reattach_seconds: float | None = None
     data_dir: Path = Path("data")
 
 
@@ -47,6 +50,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
         echo=env.get("DATAHOUND_STORAGE_ECHO", "").strip().lower() in TRUE_WORDS,
         auto_upgrade=_flag(env, "DATAHOUND_STORAGE_AUTO_UPGRADE", default=True),
         operation_timeout=_seconds(env, "DATAHOUND_STORAGE_TIMEOUT_SECONDS", default=5.0),
+        reattach_seconds=_seconds(env, "DATAHOUND_STORAGE_REATTACH_SECONDS", default=None),
         data_dir=Path(env.get("DATAHOUND_DATA_DIR", "").strip() or "data"),
     )
 
@@ -115,7 +119,11 @@ def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
     raise SettingsError(f"{name} must be 1/true/yes/on or 0/false/no/off, not {word[:40]!r}.")
 
 
-def _seconds(env: Mapping[str, str], name: str, *, default: float) -> float:
+@overload
+def _seconds(env: Mapping[str, str], name: str, *, default: float) -> float: ...
+@overload
+def _seconds(env: Mapping[str, str], name: str, *, default: None) -> float | None: ...
+def _seconds(env: Mapping[str, str], name: str, *, default: float | None) -> float | None:
     text = env.get(name, "").strip()
     if not text:
         return default

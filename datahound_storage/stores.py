@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from datahound_storage.runs import HistoryEntry
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText
 
 # Makes the new version of a task from the text of the one that is stored.
-Change = Callable[[str], PreparedTask]
+Change = Callable[[str], TaskChange]
 # Makes the new state of all tasks from the present one.
 Decide = Callable[[list[TaskText]], BulkChange]
 

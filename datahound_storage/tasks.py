@@ -103,6 +103,13 @@ class Conflict(NamedTuple):
     reason: str
 
 
+class TaskChange(NamedTuple):
+    """A new version of a stored task, and what of the stored one loses by it."""
+
+    prepared: PreparedTask
+    conflicts: tuple[Conflict, ...] = ()
+
+
 class BulkChange(NamedTuple):
     """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
 
@@ -205,14 +212,14 @@ def check(task: object) -> Task:
     return task
 
 
-def check_from_caller(task: object) -> Task:
-    """As `check`, and the status must be one that the scheduler knows."""
-    valid = check(task)
-    status = valid.get("status")
-    if status is not None and status not in set(TaskStatus):
+def check_status(task: Task, stored: Task | None = None) -> None:
+    """Raise InvalidTaskError for a status that the scheduler does not know, unless it is stored."""
+    status = task.get("status")
+    if status is None or status in set(TaskStatus):
+        return
+    if stored is None or status != stored.get("status"):
         known = ", ".join(TaskStatus)
-        raise _invalid(valid["task_id"], "status", f"must be one of {known}")
-    return valid
+        raise _invalid(task["task_id"], "status", f"must be one of {known}")
 
 
 def _check_text(key: str, name: str, value: object, limit: int) -> None:

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from datahound_storage.files import atomic, history, snapshot
+from datahound_storage.files import atomic, conflicts, history, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.runs import HistoryEntry, line_text
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, TaskChange, TaskText
+
+Texts = dict[str, str]
+
+
+class MovedError(Exception):
+    """The files stopped being the store while an operation waited for their lock."""
 
 
 class FileStore:
     """Tasks in the snapshot, runs in the history file. Safe between threads and processes.
 
     The lock spans read, change and write, so that no two writers lose each other's changes.
-    `patience` bounds the wait for it, in seconds. Methods raise FileStoreError, LockTimeoutError.
+    `patience` bounds the wait for it, in seconds. `serves` is asked under the lock whether the
+    files are still the store. Methods raise FileStoreError, LockTimeoutError, MovedError.
     """
 
-    def __init__(self, paths: StatePaths, patience: float) -> None:
+    def __init__(
+        self, paths: StatePaths, patience: float, serves: Callable[[], bool] = lambda: True
+    ) -> None:
         self._paths = paths
         self._patience = patience
+        self._serves = serves
         self._reported = ""
+        self.runs_logged = 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(self._paths.lock_file, self._patience):
+            if not self._serves():
+                raise MovedError
+            yield
 
     def list_texts(self) -> list[TaskText]:
         """All tasks that can be read, in the order of the file."""
-        with locked(self._paths.lock_file, self._patience):
+        with self._locked():
             found = self._read()
         return [TaskText(item.task_key, item.text) for item in found.items]
 
@@ -38,7 +57,7 @@ class FileStore:
     def add(self, prepared: PreparedTask) -> bool:
         """Add a task at the end; False if the key exists."""
 
-        def change(texts: dict[str, str]) -> bool:
+        def change(texts: Texts, _: list[Conflict]) -> bool:
             if prepared.task_key in texts:
                 return False
             texts[prepared.task_key] = prepared.text
@@ -46,47 +65,43 @@ class FileStore:
 
         return self._change(change)
 
-    def update(self, task_key: str, change_task: Callable[[str], PreparedTask]) -> bool:
+    def update(self, task_key: str, change_task: Callable[[str], TaskChange]) -> bool:
         """Change a task; False if there is none."""
 
-        def change(texts: dict[str, str]) -> bool:
+        def change(texts: Texts, lost: list[Conflict]) -> bool:
             if task_key not in texts:
                 return False
-            texts[task_key] = change_task(texts[task_key]).text
+            wanted = change_task(texts[task_key])
+            texts[task_key] = wanted.prepared.text
+            lost.extend(wanted.conflicts)
             return True
 
         return self._change(change)
 
     def delete(self, task_key: str) -> bool:
         """Delete a task; False if there is none."""
-        return self._change(lambda texts: texts.pop(task_key, None) is not None)
+        return self._change(lambda texts, _: texts.pop(task_key, None) is not None)
 
     def change_all(self, decide: Callable[[list[TaskText]], BulkChange]) -> None:
         """Change many tasks: all or nothing."""
 
-        def change(texts: dict[str, str]) -> bool:
+        def change(texts: Texts, lost: list[Conflict]) -> bool:
             wanted = decide([TaskText(*item) for item in texts.items()])
-            for key in wanted.delete:
-                texts.pop(key, None)
-            texts.update((prepared.task_key, prepared.text) for prepared in wanted.write)
-            if wanted.order is not None:
-                ordered = [key for key in wanted.order if key in texts]
-                kept = {key: texts.pop(key) for key in ordered}
-                rest = dict(texts)
-                texts.clear()
-                texts.update(kept | rest)
-            return bool(wanted.write or wanted.delete or wanted.order is not None)
+            lost.extend(wanted.conflicts)
+            return _apply(wanted, texts)
 
         self._change(change)
 
     def log_run(self, entry: HistoryEntry) -> None:
         """Append a run to the history; on disk when it returns."""
-        self.append_run(entry, durable=True)
+        with self._locked():
+            history.append(self._paths.history_file, [line_text(entry)], durable=True)
+            self.runs_logged += 1
 
-    def append_run(self, entry: HistoryEntry, *, durable: bool) -> None:
-        """Append a run to the history."""
+    def append_run(self, entry: HistoryEntry) -> None:
+        """Append a run to the history, without waiting for the disk; another store has it too."""
         with locked(self._paths.lock_file, self._patience):
-            history.append(self._paths.history_file, [line_text(entry)], durable=durable)
+            history.append(self._paths.history_file, [line_text(entry)], durable=False)
 
     def sync_history(self) -> None:
         """Put appended runs on disk."""
@@ -94,30 +109,36 @@ class FileStore:
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
         """The newest `limit` entries (of one task), newest first."""
-        with locked(self._paths.lock_file, self._patience):
+        with self._locked():
             found = history.newest(self._paths.history_files, task_key, limit)
         return [line.entry for line in found]
 
     def trim_history(self, days: float) -> int:
         """Remove the lines of runs that ended longer ago; remember that they are gone."""
         cutoff = datetime.now(UTC) - timedelta(days=days)
-        with locked(self._paths.lock_file, self._patience):
+        with self._locked():
             history.remember_cutoff(self._paths.history_state_file, cutoff)
-        return self.trim_before(cutoff)
+            return self._trim(cutoff)
 
     def trim_before(self, cutoff: datetime) -> int:
-        """Remove the lines of runs that ended before a time."""
+        """Remove the lines of runs that ended before a time, which another store remembers."""
         with locked(self._paths.lock_file, self._patience):
-            return sum(history.trim(path, cutoff) for path in self._paths.history_files)
+            return self._trim(cutoff)
 
-    def _change(self, change: Callable[[dict[str, str]], bool]) -> bool:
-        with locked(self._paths.lock_file, self._patience):
+    def _trim(self, cutoff: datetime) -> int:
+        return sum(history.trim(path, cutoff) for path in self._paths.history_files)
+
+    def _change(self, change: Callable[[Texts, list[Conflict]], bool]) -> bool:
+        with self._locked():
             found = self._read()
             texts = {item.task_key: item.text for item in found.items}
-            if not change(texts):
+            lost: list[Conflict] = []
+            if not change(texts, lost):
                 return False
             if found.damaged:
                 snapshot.set_aside(self._paths.tasks_file)
+            # What loses is kept first: a crash in between has it once too often, not never.
+            conflicts.append(self._paths.conflicts_file, lost)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             return True
 
@@ -127,3 +148,16 @@ class FileStore:
             snapshot.report_damage(self._paths.tasks_file, found)
             self._reported = found.digest
         return found
+
+
+def _apply(wanted: BulkChange, texts: Texts) -> bool:
+    """Carry out a bulk change; return whether there was something to do."""
+    for key in wanted.delete:
+        texts.pop(key, None)
+    texts.update((prepared.task_key, prepared.text) for prepared in wanted.write)
+    if wanted.order is not None:
+        ordered = {key: texts.pop(key) for key in wanted.order if key in texts}
+        rest = dict(texts)
+        texts.clear()
+        texts.update(ordered | rest)
+    return bool(wanted.write or wanted.delete or wanted.order is not None)

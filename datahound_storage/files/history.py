@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot, open_or_create
@@ -57,13 +58,14 @@ def _write_rest(descriptor: int, rest: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def texts(path: Path) -> Iterator[str]:
-    """The lines of a history file without their ends; nothing where there is no file.
+def texts(path: Path, start: int = 0) -> Iterator[str]:
+    """The lines of a history file without their ends, from a place on; none where no file is.
 
     Raises FileStoreError where it cannot be read.
     """
     try:
         with path.open("rb") as file:
+            file.seek(start)
             for raw in file:
                 stripped = raw.strip()
                 if stripped:
@@ -82,6 +84,32 @@ def lines(paths: Iterable[Path]) -> Iterator[Line]:
             if line.run_id not in seen:
                 seen.add(line.run_id)
                 yield line
+
+
+class Mark(NamedTuple):
+    """A place in the history file: which file, and how much of it there was."""
+
+    inode: int
+    size: int
+
+
+def mark(path: Path) -> Mark:
+    """The end of the history file as it is now. Raises FileStoreError."""
+    found = atomic.signature(path)
+    return Mark(0, 0) if found is None else Mark(found.inode, found.size)
+
+
+def lines_after(path: Path, place: Mark) -> Iterator[Line]:
+    """The usable lines with an id of their own that were appended after a mark.
+
+    All of them where the file is another one by now: adding one twice is harmless.
+    """
+    now = mark(path)
+    start = place.size if now.inode == place.inode and now.size >= place.size else 0
+    for text in texts(path, start):
+        line = parse_line(text)
+        if line is not None and line.run_id:
+            yield line
 
 
 def newest(paths: Iterable[Path], task_key: str | None, limit: int) -> list[Line]:

@@ -54,6 +54,11 @@ class StatePaths:
         return self.scheduler_dir / ".task_history.state.json"
 
     @property
+    def conflicts_file(self) -> Path:
+        """Versions that lost while the files were the only store."""
+        return self.scheduler_dir / ".scheduled_tasks.conflicts.jsonl"
+
+    @property
     def history_files(self) -> tuple[Path, Path]:
         """All files that hold history, the older one first."""
         return self.legacy_history_file, self.history_file

@@ -89,6 +89,7 @@ class Database:
         self.place = describe_url(url)
         self.timeout = timeout
         self._echo = echo
+        self._retired = False
         self._pool = self._new_pool()
         _databases.add(self)
 
@@ -137,6 +138,8 @@ class Database:
         last_retry = start + self.timeout * _RETRY_SHARE
         pause, repeated = _FIRST_PAUSE, False
         while True:
+            if self._retired:
+                raise DatabaseUnavailableError(f"the connections to {self.place} were given up.")
             try:
                 with self._connection(deadline) as connection:
                     return Outcome(operation(connection), repeated)
@@ -172,6 +175,9 @@ class Database:
             elif connection.info.transaction_status != TransactionStatus.IDLE:
                 proxy.invalidate()
             proxy.close()
+            if self._retired or self._pool is not pool:
+                # Nobody would take, or close, what has come back.
+                pool.dispose()
 
     def _renew(self, pool: QueuePool) -> None:
         # The pooled connections led to the same server: they are as dead as the one that broke.
@@ -182,6 +188,11 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections; the next operation opens new ones."""
         self._renew(self._pool)
+
+    def retire(self) -> None:
+        """Close the pooled connections for good: no operation is begun any more."""
+        self._retired = True
+        self.close()
 
     def forget_connections(self) -> None:
         """Leave the connections to the parent process (after a fork), without closing them."""

@@ -55,8 +55,7 @@ RETURNING changed_xid::text, position"""
 def insert(connection: Connection, row: TaskRow) -> Written | None:
     """Add a task; None if the key exists (with another id)."""
     values = (row.id, *row.columns, for_jsonb(row.text), row.text, row.timezone)
-    found = connection.execute(_INSERT, values).fetchone()
-    return None if found is None else Written(int(found[0]), found[1])
+    return _written(connection.execute(_INSERT, values).fetchone())
 
 
 _OWN = "SELECT changed_xid::text, position FROM scheduler_tasks WHERE task_key = %s AND id = %s"
@@ -64,8 +63,7 @@ _OWN = "SELECT changed_xid::text, position FROM scheduler_tasks WHERE task_key =
 
 def inserted(connection: Connection, row: TaskRow) -> Written | None:
     """What an earlier attempt to insert this very row left, None if it left nothing."""
-    found = connection.execute(_OWN, (row.columns.task_key, row.id)).fetchone()
-    return None if found is None else Written(int(found[0]), found[1])
+    return _written(connection.execute(_OWN, (row.columns.task_key, row.id)).fetchone())
 
 
 _UPDATE = """
@@ -78,11 +76,29 @@ RETURNING changed_xid::text, position"""
 
 
 def update(
-    connection: Connection, row: TaskRow, *, expected: int, timezone: str | None = None
+    connection: Connection,
+    row: TaskRow,
+    *,
+    expected: int,
+    timezone: str | None = None,
+    conflicts: Sequence[Conflict] = (),
 ) -> Written | None:
-    """Change a task that is as its reader saw it; None if it is gone or was changed since."""
-    values = (*row.columns[1:], for_jsonb(row.text), row.text, timezone)
-    found = connection.execute(_UPDATE, (*values, row.columns.task_key, str(expected))).fetchone()
+    """Change a task that is as its reader saw it; None if it is gone or was changed since.
+
+    What loses by it is kept in the same transaction.
+    """
+    target = (row.columns.task_key, str(expected))
+    values = (*row.columns[1:], for_jsonb(row.text), row.text, timezone, *target)
+    if not conflicts:
+        return _written(connection.execute(_UPDATE, values).fetchone())
+    with connection.transaction():
+        written = _written(connection.execute(_UPDATE, values).fetchone())
+        if written is not None:
+            insert_conflicts(connection, conflicts)
+        return written
+
+
+def _written(found: tuple[Any, ...] | None) -> Written | None:
     return None if found is None else Written(int(found[0]), found[1])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from datahound_storage.codec import decode, encode, encode_lenient
 from datahound_storage.errors import InvalidTaskError
-from datahound_storage.saving import TaskAdapter, whole_state
+from datahound_storage.saving import TaskAdapter, WholeState
 from datahound_storage.tasks import BulkChange, TaskText
 from tests.unit import make_task
 
@@ -143,7 +143,7 @@ class TestAdapter:
     @pytest.mark.parametrize("fields", [{"task_id": ""}, {"status": "gone"}])
     def test_an_invalid_task_is_refused(self, fields: dict[str, Any]) -> None:
         with pytest.raises(InvalidTaskError):
-            PLAIN.to_dict(make_task(**fields))
+            PLAIN.prepare(PLAIN.to_dict(make_task(**fields)))
 
     def test_a_task_that_the_class_cannot_take_is_rejected(self) -> None:
         assert NARROW.rejects('{"task_id": "t1"}')
@@ -156,7 +156,7 @@ def stored_texts(*keys: str) -> list[TaskText]:
 
 
 def save(keys: list[str], present: list[str], listed: set[str] | None) -> BulkChange:
-    return whole_state(PLAIN, [make_task(key) for key in keys], listed)(stored_texts(*present))
+    return WholeState(PLAIN, [make_task(key) for key in keys], listed)(stored_texts(*present))
 
 
 class TestWholeState:
@@ -165,7 +165,7 @@ class TestWholeState:
 
     def test_only_what_differs_is_written(self) -> None:
         tasks = [make_task("a"), make_task("b", name="edited"), make_task("c")]
-        change = whole_state(PLAIN, tasks, None)(stored_texts("a", "b"))
+        change = WholeState(PLAIN, tasks, None)(stored_texts("a", "b"))
         assert [p.task_key for p in change.write] == ["b", "c"]
         assert (change.delete, change.order) == ([], None)
 
@@ -179,7 +179,7 @@ class TestWholeState:
 
     def test_what_the_class_rejects_is_spared(self) -> None:
         present = [TaskText("bad", '{"task_id": "bad"}'), *stored_texts("a")]
-        change = whole_state(NARROW, [], {"bad", "a"})(present)
+        change = WholeState(NARROW, [], {"bad", "a"})(present)
         assert change.delete == ["a"]
 
     def test_another_order_is_kept_and_spared_tasks_come_last(self) -> None:
@@ -191,10 +191,10 @@ class TestWholeState:
 
     def test_a_key_given_twice_is_refused_before_anything_is_decided(self) -> None:
         with pytest.raises(InvalidTaskError, match="'a' is twice"):
-            whole_state(PLAIN, [make_task("a"), make_task("a")], None)
+            WholeState(PLAIN, [make_task("a"), make_task("a")], None)
 
     def test_one_bad_task_refuses_the_whole_list(self) -> None:
-        decide = whole_state(PLAIN, [make_task("a"), make_task("b", n=math.nan)], None)
+        decide = WholeState(PLAIN, [make_task("a"), make_task("b", n=math.nan)], None)
         with pytest.raises(InvalidTaskError, match="task 'b'"):
             decide([])
 
@@ -210,6 +210,6 @@ class TestWholeState:
                 return super().__hash__()
 
         keys = [CountedKey(f"k{number}") for number in range(200)]
-        decide = whole_state(PLAIN, [make_task(key) for key in keys], None)
+        decide = WholeState(PLAIN, [make_task(key) for key in keys], None)
         decide([TaskText(key, encode(make_task(key))) for key in keys])
         assert hashed < 30 * len(keys)

@@ -12,7 +12,7 @@ from datahound_storage.files import snapshot
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.saving import TaskAdapter
-from datahound_storage.tasks import PreparedTask
+from datahound_storage.tasks import PreparedTask, TaskChange
 from tests.unit import as_file, files_limited_to, make_task
 
 GOOD = [make_task("a"), make_task("b")]
@@ -208,8 +208,8 @@ class TestStore:
         store = FileStore(paths, 1)
         assert [store.add(prepared(make_task(key))) for key in ("b", "a", "c")] == [True] * 3
         assert not store.add(prepared(make_task("a", name="again")))
-        assert store.update("b", lambda _: prepared(make_task("b", name="edited")))
-        assert not store.update("none", lambda _: prepared(make_task("none")))
+        assert store.update("b", lambda _: TaskChange(prepared(make_task("b", name="edited"))))
+        assert not store.update("none", lambda _: TaskChange(prepared(make_task("none"))))
         assert store.delete("a")
         assert not store.delete("a")
         expected = [make_task("b", name="edited"), make_task("c")]

@@ -71,16 +71,18 @@ def test_a_refusal_does_not_show_the_value() -> None:
 
 
 @pytest.mark.parametrize("status", ["unknown", "", "ACTIVE", "paused "])
-def test_an_unknown_status_is_refused_from_callers_and_taken_from_files(status: str) -> None:
+def test_an_unknown_status_is_refused_unless_it_is_stored_already(status: str) -> None:
     task = make_task(status=status)
-    with pytest.raises(InvalidTaskError, match=r"status must be one of active, paused"):
-        tasks.check_from_caller(task)
+    for stored in (None, make_task()):
+        with pytest.raises(InvalidTaskError, match=r"status must be one of active, paused"):
+            tasks.check_status(task, stored)
+    tasks.check_status(task, make_task(status=status, name="other"))
     assert tasks.check(task) is task
 
 
 @pytest.mark.parametrize("status", [*TaskStatus, *map(str, TaskStatus), None])
 def test_a_known_or_missing_status_is_taken_from_callers(status: object) -> None:
-    assert tasks.check_from_caller(make_task(status=status))["status"] == status
+    tasks.check_status(make_task(status=status))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_schedule_of_any_size_fits_its_column(fields: dict[str, object]) -> No
 
 def test_an_integer_too_long_to_be_written_is_the_callers_mistake() -> None:
     with pytest.raises(InvalidTaskError, match=r"interval_minutes|JSON"):
-        tasks.columns_of(tasks.check_from_caller(make_task(interval_minutes=10**5000)))
+        tasks.columns_of(tasks.check(make_task(interval_minutes=10**5000)))
 
 
 def test_columns_hold_nothing_that_postgres_refuses() -> None:
