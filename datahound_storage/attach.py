@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import DivergedError
+from datahound_storage.errors import DivergedError, SnapshotError
 from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
@@ -20,11 +21,25 @@ from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.run_table import line_of
 from datahound_storage.postgres.watermark import Watermark
-from datahound_storage.reconcile import Base, Meeting, Plan, Version, file_version
+from datahound_storage.reconcile import (
+    Base,
+    Meeting,
+    Plan,
+    Version,
+    choose_database,
+    choose_files,
+    file_version,
+)
 from datahound_storage.runs import row_of
 from datahound_storage.tasks import BulkChange
 
 log = logging.getLogger("datahound_storage")
+
+
+_CHOOSE = (
+    "decide with `datahound-storage reconcile --keep both` (nothing is deleted), `--keep files` or "
+    "`--keep database` (`--dry-run` shows what it would do), and start again"
+)
 
 
 @dataclass
@@ -33,6 +48,11 @@ class FilesSide:
 
     snapshot: Snapshot
     sidecar: Sidecar | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the snapshot is there as a whole, so that what it lacks was deleted."""
+        return self.snapshot.exists and not self.snapshot.damaged
 
     @property
     def unchanged(self) -> bool:
@@ -52,18 +72,26 @@ def read_files(paths: StatePaths) -> FilesSide:
     return FilesSide(found, sidecar.read(paths.sidecar_file))
 
 
-def meet(dal: StorageDAL, paths: StatePaths) -> None:
+class Keep(StrEnum):
+    """What an operator chooses where files and database are not allowed to meet by themselves."""
+
+    FILES = "files"
+    DATABASE = "database"
+    BOTH = "both"
+
+
+def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> None:
     """Carry over to the database what was written to the files while it was out of sight.
 
-    One transaction: all or nothing. Callers hold the file lock. Raises DivergedError where the two
-    sides do not belong together, DatabaseError, FileStoreError, SnapshotError.
+    One transaction: all or nothing. Callers hold the file lock. `keep` is the operator's choice of
+    a side. Without one, raises DivergedError where the two sides do not belong together. Raises
+    DatabaseError, FileStoreError, SnapshotError.
     """
     side = read_files(paths)
     plans: list[Plan] = []
 
     def decide(changes: Changes) -> BulkChange:
-        _check_belongs(side, changes, paths)
-        plan = _plan(side, changes, dal)
+        plan = plan_meeting(side, changes, dal, paths, keep)
         plans.append(plan)
         return plan.change
 
@@ -80,17 +108,37 @@ def meet(dal: StorageDAL, paths: StatePaths) -> None:
         )
 
 
-def _plan(side: FilesSide, changes: Changes, dal: StorageDAL) -> Plan:
-    if side.unchanged:
-        return Plan()
+def plan_meeting(
+    side: FilesSide,
+    changes: Changes,
+    dal: StorageDAL,
+    paths: StatePaths,
+    keep: Keep | None = None,
+) -> Plan:
+    """What is to be done to the database. Raises DivergedError, SnapshotError."""
+    if keep is None:
+        _check_belongs(side, changes, paths)
+        if side.unchanged:
+            return Plan()
     base = None
-    if side.sidecar is not None and changes.state.filled:
+    if side.sidecar is not None and changes.state.filled and keep is None:
         base = Base(side.sidecar.tasks, side.sidecar.previous)
+    files = {i.task_key: file_version(i.text, i.task) for i in side.snapshot.items}
+    database = {s.task_key: _version(s.text, s.changed_us, base) for s in changes.tasks}
+    if keep is Keep.DATABASE:
+        return choose_database(files, database)
+    if keep is Keep.FILES:
+        if not side.is_complete:
+            raise SnapshotError(
+                f"{paths.tasks_file} is missing or damaged: it cannot become the whole state. "
+                "Mend it, or keep `both` or `database`."
+            )
+        return choose_files(files, database)
     return Meeting(
         base=base,
-        files={i.task_key: file_version(i.text, i.task) for i in side.snapshot.items},
-        database={s.task_key: _version(s.text, s.changed_us, base) for s in changes.tasks},
-        files_complete=side.snapshot.exists and not side.snapshot.damaged,
+        files=files,
+        database=database,
+        files_complete=side.is_complete,
         deleted_at=dal.tombstones() if base is None and changes.state.filled else {},
     ).plan()
 
@@ -111,15 +159,13 @@ def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None
     if header.database != changes.state.identity:
         raise DivergedError(
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
-            f"Nothing was changed on either side. Correct the URL; or, to merge both (nothing is "
-            f"deleted), move {paths.sidecar_file} away and start again."
+            f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
     if lies_before(changes.state, changes.newest_us, header):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
-            f"standby that lagged). Nothing was changed on either side. Restore a newer state; "
-            f"or, to merge both (nothing is deleted), move {paths.sidecar_file} away and start "
-            f"again."
+            f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
+            f"{_CHOOSE}."
         )
 
 

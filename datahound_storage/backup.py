@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from datahound_storage.attach import lies_before, meet
+from datahound_storage.attach import Keep, lies_before, meet
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,
@@ -99,10 +99,10 @@ class SnapshotBackup:
         """The task as this process saw it last; it may have changed since."""
         return self._view.get(task_key)
 
-    def attach(self) -> None:
+    def attach(self, keep: Keep | None = None) -> None:
         """Let files and database meet, then write the snapshot. Raises what `meet` raises."""
         with locked(self._paths.lock_file, ATTACH_PATIENCE):
-            self._meet()
+            self._meet(keep)
 
     def catch_up(self) -> None:
         """As `attach`, for what was written since then. Callers hold the file lock."""
@@ -205,8 +205,8 @@ class SnapshotBackup:
             }
         return bool(self._pending)
 
-    def _meet(self) -> None:
-        meet(self._dal, self._paths)
+    def _meet(self, keep: Keep | None = None) -> None:
+        meet(self._dal, self._paths, keep)
         self._view = TaskView()
         self._view.apply(self._dal.read_changes(None))
         found = snapshot.read(self._paths.tasks_file)

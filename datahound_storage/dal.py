@@ -27,7 +27,7 @@ from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.pool import Database, DeadlineConnection
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.postgres.task_table import Written
+from datahound_storage.postgres.task_table import KeptConflict, Written
 from datahound_storage.records import (
     SchedulerRunRecord,
     SchedulerTaskFilter,
@@ -253,6 +253,14 @@ class StorageDAL:
     def tombstones(self) -> dict[str, datetime]:
         """When each deleted key was deleted."""
         return self.database.run(task_table.tombstones).result
+
+    def conflicts(self) -> list[KeptConflict]:
+        """The versions that lost and were kept, oldest first."""
+        return self.database.run(task_table.conflicts).result
+
+    def forget_conflicts(self, ids: Sequence[int]) -> int:
+        """Delete kept versions; return how many there were."""
+        return self.database.run(lambda c: task_table.delete_conflicts(c, ids)).result
 
     def history_cutoff(self) -> datetime | None:
         """The time before which runs are gone for good."""

@@ -190,6 +190,27 @@ class Meeting:
         return wins
 
 
+def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) -> Plan:
+    """The files become the whole state, as the operator decided; what that costs is kept."""
+    changed = {k: v for k, v in files.items() if k not in database or database[k].text != v.text}
+    gone = [key for key in database if key not in files]
+    lost = [key for key in (*changed, *gone) if key in database]
+    return Plan(
+        write=[_prepared(version) for version in changed.values()],
+        delete=gone,
+        conflicts=[_lost(key, "task", "files", database[key], _CHOSEN) for key in lost],
+    )
+
+
+def choose_database(files: Mapping[str, Version], database: Mapping[str, Version]) -> Plan:
+    """The database stays as it is, as the operator decided; what only the files show is kept."""
+    lost = [k for k, v in files.items() if k not in database or database[k].text != v.text]
+    return Plan(conflicts=[_lost(key, "task", "database", files[key], _CHOSEN) for key in lost])
+
+
+_CHOSEN = "the operator chose the other side"
+
+
 def _is_newer(files: datetime | None, database: datetime | None, now: datetime) -> bool:
     """Whether the files' change is newer; not where its time cannot be trusted, nor in a tie."""
     if files is None or files > now + CLOCK_TOLERANCE:

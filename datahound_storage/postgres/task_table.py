@@ -238,6 +238,31 @@ def insert_conflicts(connection: Connection, conflicts: Sequence[Conflict]) -> N
     connection.cursor().executemany(_CONFLICT, conflicts)
 
 
+class KeptConflict(NamedTuple):
+    """A version that lost, as it was kept."""
+
+    id: int
+    conflict: Conflict
+    noticed_at: datetime
+
+
+_CONFLICTS = """
+SELECT id, noticed_at, task_key, half, kept, lost_text, reason
+FROM scheduler_conflicts ORDER BY id"""
+
+
+def conflicts(connection: Connection) -> list[KeptConflict]:
+    """The versions that lost, oldest first."""
+    rows = connection.execute(_CONFLICTS)
+    return [KeptConflict(row[0], Conflict(*row[2:]), row[1]) for row in rows]
+
+
+def delete_conflicts(connection: Connection, ids: Sequence[int]) -> int:
+    """Delete kept versions; return how many there were."""
+    query = "DELETE FROM scheduler_conflicts WHERE id = ANY(%s)"
+    return connection.execute(query, (list(ids),)).rowcount
+
+
 def tombstones(connection: Connection) -> dict[str, datetime]:
     """When each deleted key was deleted."""
     return dict(connection.execute("SELECT task_key, deleted_at FROM scheduler_task_tombstones"))
