@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from datahound_storage.codec import loads
+from datahound_storage.postgres.times import clamped
 from datahound_storage.runs import HistoryEntry, RunRow, entry_of, line_text, unknown_task_id
 
 Connection = psycopg.Connection[Any]
@@ -17,8 +18,8 @@ BATCH = 10_000
 # The end of a run; of one that goes on (or that died without saying so), its start.
 ENDED = "coalesce(r.finished_at, r.started_at)"
 _ROW = (
-    "r.id, r.run_id, coalesce(r.task_key, ''), r.started_at, r.finished_at, r.success, r.message, "
-    "r.duration_ms, r.metadata_json, r.line_text"
+    f"r.id, r.run_id, coalesce(r.task_key, ''), {clamped('r.started_at')}, "
+    f"{clamped('r.finished_at')}, r.success, r.message, r.duration_ms, r.metadata_json, r.line_text"
 )
 
 

@@ -15,6 +15,7 @@ import psycopg
 
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
+from datahound_storage.postgres.times import clamped
 from datahound_storage.tasks import Conflict, TaskColumns
 
 Connection = psycopg.Connection[Any]
@@ -196,8 +197,12 @@ def reorder(connection: Connection, task_keys: Sequence[str]) -> None:
     connection.execute(_REORDER, (list(task_keys),))
 
 
+_MIRRORS = (
+    "task_key, task_type, company, schedule_type, schedule_expr, status, "
+    f"{clamped('created_at')}, {clamped('updated_at')}"
+)
 _LIST = f"""
-SELECT id, {COLUMNS}, timezone, {STORED_COLUMNS} FROM scheduler_tasks
+SELECT id, {_MIRRORS}, timezone, {STORED_COLUMNS} FROM scheduler_tasks
 WHERE (%(company)s::text IS NULL OR company = %(company)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)
   AND (%(task_key)s::text IS NULL OR task_key = %(task_key)s)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
+from datahound_storage import SchedulerPersistence
 from datahound_storage.bootstrap import get_storage_dal_from_env
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
@@ -190,3 +193,26 @@ def test_purging(dal: StorageDAL) -> None:
     assert dal.purge_task_runs(older_than=NOW - timedelta(days=5)) == 3
     assert [run.run_id for run in dal.list_task_runs()] == ["1"]
     assert dal.purge_task_runs(older_than=NOW - timedelta(days=5)) == 0
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "20000-01-01", "4000-01-01 BC"])
+def test_times_that_python_does_not_have_stop_no_reader(
+    dal: StorageDAL, database_url: str, tmp_path: Path, time: str
+) -> None:
+    dal.create_task(task_record("t"))
+    dal.record_task_run(run_record("r"))
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE scheduler_runs SET finished_at = %s, started_at = %s", [time] * 2
+        )
+        connection.execute(
+            "UPDATE scheduler_tasks SET created_at = %s, updated_at = %s", [time] * 2
+        )
+    assert [stored.run_id for stored in dal.list_task_runs()] == ["r"]
+    assert [stored.task_key for stored in dal.list_tasks()] == ["t"]
+    persistence = SchedulerPersistence(tmp_path / "data", url=database_url)
+    try:
+        assert len(persistence.get_task_history()) == 1
+        assert persistence.health().store == "database"
+    finally:
+        persistence.close()
