@@ -30,7 +30,7 @@ class Proxy:
         self._password = self._parts.get("password") or password
         self._flowing = threading.Event()
         self._flowing.set()
-        self._mutex = threading.Lock()
+        self._changed = threading.Condition()
         self._links: set[_Link] = set()
         self._lost: tuple[bytes, Then] | None = None
         self._listener = self._listen(0)
@@ -53,11 +53,10 @@ class Proxy:
         options = "sslmode=disable&gssencmode=disable"
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{name}?{options}"
 
-    @property
-    def connections(self) -> int:
-        """How many clients are connected now."""
-        with self._mutex:
-            return len(self._links)
+    def wait_until_unused(self, seconds: float) -> bool:
+        """Wait until no client is connected any more; whether that came true."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._links, seconds)
 
     def refuse(self) -> None:
         """Drop all connections and refuse new ones."""
@@ -80,7 +79,7 @@ class Proxy:
 
     def drop(self) -> None:
         """Break all connections."""
-        with self._mutex:
+        with self._changed:
             links = list(self._links)
         for link in links:
             link.cut()
@@ -122,7 +121,7 @@ class Proxy:
 
     def loses(self, tag: bytes) -> Then | None:
         """What to do instead of confirming a statement; asked for each, once told."""
-        with self._mutex:
+        with self._changed:
             if self._lost is None or not tag.startswith(self._lost[0]):
                 return None
             then, self._lost = self._lost[1], None
@@ -130,8 +129,9 @@ class Proxy:
 
     def note(self, link: _Link, *, present: bool) -> None:
         """Take note of a connection's beginning or end."""
-        with self._mutex:
+        with self._changed:
             (self._links.add if present else self._links.discard)(link)
+            self._changed.notify_all()
 
 
 class _Link:
