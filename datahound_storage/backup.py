@@ -104,8 +104,8 @@ class SnapshotBackup:
         with locked(self._paths.lock_file, _ATTACH_PATIENCE):
             self._meet()
 
-    def after_commit(self, stamp: int | None) -> None:
-        """Make the snapshot show a committed change (None: any). Durable when it returns.
+    def after_commit(self, stamp: int | None) -> bool:
+        """Make the snapshot show a committed change (None: any). Durable when it returns True.
 
         A file that cannot be written is reported and left whole, and the next call tries again.
         Raises DatabaseError where the state could not be read.
@@ -116,6 +116,13 @@ class SnapshotBackup:
                     self._refresh()
         except (FileStoreError, SnapshotError, LockTimeoutError) as error:
             self.report(error)
+            return False
+        return True
+
+    def shows(self, stamp: int | None) -> bool:
+        """Whether the snapshot shows a change; no, where that is not known."""
+        watermark = self._header.watermark
+        return stamp is not None and watermark != "" and Watermark.parse(watermark).shows(stamp)
 
     def listing(self) -> list[TaskText]:
         """All tasks as of now, in order; the snapshot shows them when it returns.

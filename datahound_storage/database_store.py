@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -19,6 +20,11 @@ from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
 
 log = logging.getLogger("datahound_storage")
+
+# Does a change that is committed to the files too.
+Redo = Callable[[FileStore], object]
+# A disk that is full for days must not use up the memory as well.
+_MOST_OWED = 10_000
 
 
 class CommittedError(DatabaseError):
@@ -47,6 +53,8 @@ class DatabaseStore:
         self._dal = dal
         self._paths = paths
         self._files = files
+        # Committed and acknowledged, but not shown by the snapshot: with the stamp, where known.
+        self._owed: deque[tuple[int | None, Redo]] = deque(maxlen=_MOST_OWED)
 
     def list_texts(self) -> list[TaskText]:
         """All tasks, in the order in which they were added; the snapshot shows them."""
@@ -64,7 +72,7 @@ class DatabaseStore:
         written = self._dal.add_task(prepared)
         if written is None:
             return False
-        self._follow(written.stamp, [prepared.task_key])
+        self._follow(written.stamp, [prepared.task_key], lambda files: files.add(prepared))
         return True
 
     def update(self, task_key: str, change: Change) -> bool:
@@ -77,7 +85,7 @@ class DatabaseStore:
         written = self._dal.change_task(task_key, change_stored, known=known)
         if written is None:
             return False
-        self._follow(written.stamp, [task_key])
+        self._follow(written.stamp, [task_key], lambda files: files.update(task_key, change))
         return True
 
     def delete(self, task_key: str) -> bool:
@@ -85,7 +93,7 @@ class DatabaseStore:
         stamp = self._dal.remove_task(task_key)
         if stamp is None:
             return False
-        self._follow(stamp, [task_key])
+        self._follow(stamp, [task_key], lambda files: files.delete(task_key))
         return True
 
     def change_all(self, decide: Decide) -> None:
@@ -99,16 +107,33 @@ class DatabaseStore:
 
         self._dal.change_all(decide_changes)
         change = wanted[-1]
-        self._follow(None, [*(p.task_key for p in change.write), *change.delete])
+        task_keys = [*(p.task_key for p in change.write), *change.delete]
+        self._follow(None, task_keys, lambda files: files.change_all(decide))
 
-    def _follow(self, stamp: int | None, task_keys: Sequence[str]) -> None:
+    def _follow(self, stamp: int | None, task_keys: Sequence[str], redo: Redo) -> None:
+        shown = False
         try:
-            self.backup.after_commit(stamp)
+            shown = self.backup.after_commit(stamp)
         except DatabaseError as error:
             raise CommittedError(str(error), files_follow=True) from error
         except Exception as error:  # noqa: BLE001 - the change is committed: that is the answer
             self.backup.report(error)
+        if not shown:
+            self._owed.append((stamp, redo))
+        elif self._owed:
+            self._owed.clear()
         self._notify("commit", tuple(task_keys))
+
+    def settle(self) -> None:
+        """Do what the snapshot does not show yet to the files: they take over.
+
+        Raises FileStoreError, LockTimeoutError; what is left is done by the next call.
+        """
+        while self._owed:
+            stamp, redo = self._owed[0]
+            if not self.backup.shows(stamp):
+                redo(self._files)
+            self._owed.popleft()
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:
         if self.hooks:

@@ -17,7 +17,13 @@ from datahound_storage.backup import BackupHook
 from datahound_storage.bootstrap import make_dal, prepare_schema
 from datahound_storage.dal import StorageDAL
 from datahound_storage.database_store import CommittedError, DatabaseStore
-from datahound_storage.errors import DatabaseError, StorageError
+from datahound_storage.errors import (
+    DatabaseError,
+    FileStoreError,
+    LockTimeoutError,
+    SnapshotError,
+    StorageError,
+)
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.settings import Settings
@@ -110,7 +116,10 @@ class StoreSwitch:
         if not self._serves_database or store is None:
             return operation(self._files)
         try:
-            return operation(store)
+            result = operation(store)
+            if self.serving == "files":
+                self._settle()  # another thread has fallen back meanwhile
+            return result
         except CommittedError as error:
             self._fall_back(error)
             if error.files_follow:
@@ -124,6 +133,7 @@ class StoreSwitch:
         with self._mutex:
             if not self._serves_database and self._database is not None:
                 return  # another thread was first, and has reported it
+            self._settle()
             self._serves_database = False
             self._since = datetime.now(UTC)
             self._reason = str(error)
@@ -132,6 +142,15 @@ class StoreSwitch:
             "the database does not serve, going on with the JSON files until this process is "
             f"restarted: {error}"
         )
+
+    def _settle(self) -> None:
+        """Let the files show what was acknowledged before they take over."""
+        try:
+            with self._mutex:
+                if self._database is not None:
+                    self._database.settle()
+        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+            _report(f"the JSON files lack changes that only the database has: {error}")
 
     def health(self) -> Health:
         """The state of things."""

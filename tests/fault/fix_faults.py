@@ -72,6 +72,9 @@ def fill(persistence: SchedulerPersistence) -> None:
     """Put there what the calls expect."""
     assert persistence.add_task(secret_task("a"))
     assert persistence.add_task(secret_task("b", status="paused"))
+    # The sidecar cannot tell whether a file that was changed since had shown its last change.
+    assert persistence.add_task(secret_task("gone"))
+    assert persistence.delete_task("gone")
     persistence.log_task_execution("a", True, "before")
     assert persistence.health().store == "database"
 

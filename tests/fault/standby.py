@@ -34,24 +34,25 @@ class Standby(EmbeddedServer):
         """Wait until it has applied what the primary has written so far."""
         position = value(primary_url, "SELECT pg_current_wal_flush_lsn()::text")
         query = f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"
-        _until(lambda: value(self.url, query) is True)
+        until(lambda: value(self.url, query) is True)
 
     def cut_off(self) -> None:
         """Let it lag from now on."""
         execute(self.url, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
-        _until(lambda: value(self.url, "SELECT count(*) FROM pg_stat_wal_receiver") == 0)
+        until(lambda: value(self.url, "SELECT count(*) FROM pg_stat_wal_receiver") == 0)
 
     def promote(self) -> None:
         """Make it a primary."""
         execute(self.url, "SELECT pg_promote()")
-        _until(lambda: value(self.url, "SELECT pg_is_in_recovery()") is False)
+        until(lambda: value(self.url, "SELECT pg_is_in_recovery()") is False)
 
 
-def _until(happened: Callable[[], bool]) -> None:
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for something that has no event to wait for."""
     deadline = time.monotonic() + _PATIENCE
     while not happened():
-        assert time.monotonic() < deadline, "the standby does not follow"
-        time.sleep(0.02)  # there is no event to wait for
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.02)
 
 
 def execute(url: str, *statements: str) -> None:
