@@ -15,6 +15,7 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.stored import StoredTask
+from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
@@ -90,8 +91,10 @@ class DatabaseStore:
 
     def delete(self, task_key: str) -> bool:
         """Delete a task, its runs stay; False if there is none."""
+        before = self.backup.watermark
         stamp = self._dal.remove_task(task_key)
-        if stamp is None:
+        # After a broken connection it can be the stamp of an earlier deletion, known before.
+        if stamp is None or (before and Watermark.parse(before).shows(stamp)):
             return False
         self._follow(stamp, [task_key], lambda files: files.delete(task_key))
         return True
