@@ -186,9 +186,7 @@ class SnapshotBackup:
 
     def _check_not_before(self, state: DatabaseState, newest_us: int) -> None:
         header = self._header
-        if header.database != state.identity or (
-            header.incarnation == state.incarnation and lies_before(state, newest_us, header)
-        ):
+        if header.database != state.identity or lies_before(state, newest_us, header):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "
                 f"{self._paths.tasks_file} shows (a failover to a standby that lagged, a restored "
