@@ -26,7 +26,7 @@ class Proxy:
     """
 
     def __init__(self, server_url: str, password: str = "hunter2") -> None:
-        self._parts = {key: str(value) for key, value in conninfo_to_dict(server_url).items()}
+        self.lead_to(server_url)
         self._password = self._parts.get("password") or password
         self._flowing = threading.Event()
         self._flowing.set()
@@ -42,6 +42,10 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self.refuse()
         self._flowing.set()
+
+    def lead_to(self, server_url: str) -> None:
+        """Connect clients to this server from now on."""
+        self._parts = {key: str(value) for key, value in conninfo_to_dict(server_url).items()}
 
     @property
     def url(self) -> str:
