@@ -40,6 +40,7 @@ BULK_STALL = 60.0
 _CONNECT_SHARE = 0.6
 _RETRY_SHARE = 0.5
 _QUIET_SHARE = 0.4
+_IN_LOCK = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
 _FIRST_PAUSE = 0.05
 
 
@@ -52,9 +53,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     deadline: float | None = None
     cluster: str | None = None
-    # Where there is no deadline: after so many quiet seconds ask whether the server answers others.
-    quiet: float = BULK_STALL
-    answers: Callable[[], bool] = staticmethod(lambda: True)
+    # Where there is no deadline: after so many quiet seconds ask whether to wait on. It gets the
+    # session's process id and the quiet seconds so far, and raises where that is no use.
+    patience: float = BULK_STALL
+    ask: Callable[[int, float], None] | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for the server, at most until the deadline; without one, while it makes progress."""
@@ -65,7 +67,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, interval, timeout)
         except pg._WaitTimeout:
-            raise self._given_up() from None
+            self.pgconn.finish()
+            raise no_answer() from None
 
     def _watched(self, gen: PQGen[T]) -> PQGen[T]:
         """Do what `gen` does, and give up where the server is frozen."""
@@ -80,14 +83,24 @@ class DeadlineConnection(psycopg.Connection[Any]):
             now = time.monotonic()
             if ready:
                 heard = asked = now
-            elif now - heard > BULK_STALL or (now - asked > self.quiet and not self.answers()):
-                raise self._given_up()
-            elif now - asked > self.quiet:
-                asked = now
+            elif now - asked > self.patience:
+                self._ask(now - heard)
+                asked = time.monotonic()
 
-    def _given_up(self) -> psycopg.OperationalError:
-        self.pgconn.finish()
-        return psycopg.OperationalError("no answer within the time allowed")
+    def _ask(self, quiet: float) -> None:
+        try:
+            if quiet > BULK_STALL:
+                raise no_answer()
+            if self.ask is not None:
+                self.ask(self.info.backend_pid, quiet)
+        except psycopg.Error:
+            self.pgconn.finish()
+            raise
+
+
+def no_answer() -> psycopg.OperationalError:
+    """The error of a server that keeps silent."""
+    return psycopg.OperationalError("no answer within the time allowed")
 
 
 class EchoCursor(psycopg.Cursor[Any]):
@@ -160,22 +173,25 @@ class Database:
             )
         except psycopg.OperationalError as error:
             raise ConnectError(str(error)) from error
-        connection.quiet = self.timeout * _QUIET_SHARE
-        connection.answers = self._answers
+        connection.patience = self.timeout * _QUIET_SHARE
+        connection.ask = self._ask
         if self._echo:
             connection.cursor_factory = EchoCursor
         return connection
 
-    def _answers(self) -> bool:
-        """Whether the server answers a newcomer, be it with a refusal."""
+    def _ask(self, session: int, quiet: float) -> None:
+        """Raise where a quiet session is in a lock for too long, or nobody gets an answer."""
         deadline = time.monotonic() + self.timeout * _CONNECT_SHARE
         try:
             with closing(self._connector.connect(deadline - time.monotonic())) as connection:
                 connection.deadline = deadline
-                connection.execute("SELECT 1")
+                in_lock = connection.execute(_IN_LOCK, [session]).fetchone() == (True,)
         except psycopg.Error:
-            return time.monotonic() < deadline
-        return True
+            if time.monotonic() >= deadline:
+                raise no_answer() from None
+            return  # a refusal is an answer
+        if in_lock and quiet > self.timeout:
+            raise pg.LockNotAvailable("the lock is held by somebody else")
 
     def run(
         self, operation: Callable[[DeadlineConnection], T], *, bulk: bool = False
