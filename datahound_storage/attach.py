@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,10 +18,11 @@ from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.run_table import line_of
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reconcile import Base, Meeting, Plan, Version, file_version
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import row_of
 from datahound_storage.tasks import BulkChange
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 
 @dataclass

@@ -6,7 +6,6 @@ acknowledgement of a write; another one that fails is reported and never fails t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +28,14 @@ from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import DatabaseState
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.reporting import Reporter
 from datahound_storage.tasks import TaskText
 from datahound_storage.view import TaskView
 
 # A peer that starts at the same time may be importing thousands of tasks.
 _ATTACH_PATIENCE = 60.0
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,11 +15,12 @@ from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 # Does a change that is committed to the files too.
 Redo = Callable[[FileStore], object]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -26,10 +25,11 @@ from datahound_storage.errors import (
 )
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.reporting import Reporter
 from datahound_storage.settings import Settings
 from datahound_storage.stores import TaskStore
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 T = TypeVar("T")
 StoreName = Literal["database", "files"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -27,9 +26,10 @@ from datahound_storage.postgres.errors import (
     is_transient,
     translate,
 )
+from datahound_storage.reporting import Reporter
 from datahound_storage.settings import describe_url
 
-log = logging.getLogger("datahound_storage.sql")
+log = Reporter("datahound_storage.sql")
 
 T = TypeVar("T")
 POOL_SIZE = 5
