@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,10 +29,11 @@ from datahound_storage.reconcile import (
     choose_files,
     file_version,
 )
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import row_of
 from datahound_storage.tasks import BulkChange
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 
 _CHOOSE = (

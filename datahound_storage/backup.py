@@ -6,7 +6,6 @@ acknowledgement of a write; another one that fails is reported and never fails t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +28,14 @@ from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import DatabaseState
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.reporting import Reporter
 from datahound_storage.tasks import TaskText
 from datahound_storage.view import TaskView
 
 # A peer that starts at the same time may be importing thousands of tasks.
 ATTACH_PATIENCE = 60.0
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class SnapshotBackup:
         """As `attach`, for what was written since then. Callers hold the file lock."""
         self._refresh()
 
-    def after_commit(self, stamp: int | None) -> None:
-        """Make the snapshot show a committed change (None: any). Durable when it returns.
+    def after_commit(self, stamp: int | None) -> bool:
+        """Make the snapshot show a committed change (None: any). Durable when it returns True.
 
         A file that cannot be written is reported and left whole, and the next call tries again.
         Raises DatabaseError where the state could not be read.
@@ -124,6 +124,13 @@ class SnapshotBackup:
                     self._refresh()
         except (FileStoreError, SnapshotError, LockTimeoutError) as error:
             self.report(error)
+            return False
+        return True
+
+    def shows(self, stamp: int | None) -> bool:
+        """Whether the snapshot shows a change; no, where that is not known."""
+        watermark = self._header.watermark
+        return stamp is not None and watermark != "" and Watermark.parse(watermark).shows(stamp)
 
     def listing(self) -> list[TaskText]:
         """All tasks as of now, in order; the snapshot shows them when it returns.
@@ -196,9 +203,7 @@ class SnapshotBackup:
 
     def _check_not_before(self, state: DatabaseState, newest_us: int) -> None:
         header = self._header
-        if header.database != state.identity or (
-            header.incarnation == state.incarnation and lies_before(state, newest_us, header)
-        ):
+        if header.database != state.identity or lies_before(state, newest_us, header):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "
                 f"{self._paths.tasks_file} shows (a failover to a standby that lagged, a restored "

@@ -159,20 +159,21 @@ class StorageDAL:
         """A task's text and stamp, None if there is none."""
         return self.database.run(lambda c: task_table.fetch(c, task_key)).result
 
-    def change_all(self, decide: Callable[[Changes], BulkChange]) -> None:
-        """Change many tasks in one transaction: all or nothing.
+    def change_all(self, decide: Callable[[Changes], BulkChange]) -> int | None:
+        """Change many tasks in one transaction: all or nothing. Its stamp; None: no change.
 
         `decide` gets all tasks, which nobody else can change meanwhile, and may be called again
         after a failure. What it raises undoes the change.
         """
-        self.database.run(lambda c: self._change_all(c, decide), bulk=True)
+        return self.database.run(lambda c: self._change_all(c, decide), bulk=True).result
 
     def _change_all(
         self, connection: DeadlineConnection, decide: Callable[[Changes], BulkChange]
-    ) -> None:
+    ) -> int | None:
         with connection.transaction():
             task_table.lock_for_bulk_change(connection, self.database.timeout)
             self.apply(connection, decide(changes.read_all(connection)))
+            return task_table.stamp(connection)
 
     def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
         """Carry out a bulk change inside the caller's transaction."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from datahound_storage.backup import BackupEvent, BackupHook, SnapshotBackup, notify
@@ -14,22 +15,22 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.stored import StoredTask
+from datahound_storage.postgres.watermark import Watermark
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
+
+# Does a change that is committed to the files too.
+Redo = Callable[[FileStore], object]
+# A disk that is full for days must not use up the memory as well.
+_MOST_OWED = 10_000
 
 
 class CommittedError(DatabaseError):
-    """The change is kept, then the database failed.
-
-    `files_follow`: it was committed there, and the files do not show it yet.
-    """
-
-    def __init__(self, message: str, *, files_follow: bool) -> None:
-        super().__init__(message)
-        self.files_follow = files_follow
+    """The change is kept, then the database failed; `settle` lets the files show it."""
 
 
 class DatabaseStore:
@@ -47,6 +48,8 @@ class DatabaseStore:
         self._dal = dal
         self._paths = paths
         self._files = files
+        # Committed, but perhaps not shown by the snapshot; with the stamp if there is a change.
+        self._owed: deque[tuple[int | None, Redo]] = deque(maxlen=_MOST_OWED)
 
     def list_texts(self) -> list[TaskText]:
         """All tasks, in the order in which they were added; the snapshot shows them."""
@@ -64,28 +67,36 @@ class DatabaseStore:
         written = self._dal.add_task(prepared)
         if written is None:
             return False
-        self._follow(written.stamp, [prepared.task_key])
+        self._follow(written.stamp, [prepared.task_key], lambda files: files.add(prepared))
         return True
 
     def update(self, task_key: str, change: Change) -> bool:
         """Change a task as it is now; False if there is none."""
+        made: list[TaskChange] = []
 
         def change_stored(stored: StoredTask) -> TaskChange:
-            return change(stored.text)
+            made.append(change(stored.text))
+            return made[-1]
+
+        def change_again(text: str) -> TaskChange:
+            done = made[-1].prepared
+            return TaskChange(done) if text == done.text else change(text)
 
         known = self.backup.known(task_key)
         written = self._dal.change_task(task_key, change_stored, known=known)
         if written is None:
             return False
-        self._follow(written.stamp, [task_key])
+        self._follow(written.stamp, [task_key], lambda files: files.update(task_key, change_again))
         return True
 
     def delete(self, task_key: str) -> bool:
         """Delete a task, its runs stay; False if there is none."""
+        before = self.backup.watermark
         stamp = self._dal.remove_task(task_key)
-        if stamp is None:
+        # After a broken connection it can be the stamp of an earlier deletion, known before.
+        if stamp is None or (before and Watermark.parse(before).shows(stamp)):
             return False
-        self._follow(stamp, [task_key])
+        self._follow(stamp, [task_key], lambda files: files.delete(task_key))
         return True
 
     def change_all(self, decide: Decide) -> None:
@@ -97,18 +108,38 @@ class DatabaseStore:
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
             return wanted[-1]
 
-        self._dal.change_all(decide_changes)
+        stamp = self._dal.change_all(decide_changes)
         change = wanted[-1]
-        self._follow(None, [*(p.task_key for p in change.write), *change.delete])
+        task_keys = [*(p.task_key for p in change.write), *change.delete]
+        self._follow(stamp, task_keys, lambda files: files.change_all(decide))
 
-    def _follow(self, stamp: int | None, task_keys: Sequence[str]) -> None:
+    def _follow(self, stamp: int | None, task_keys: Sequence[str], redo: Redo) -> None:
+        self._owed.append((stamp, redo))
         try:
-            self.backup.after_commit(stamp)
+            if self.backup.after_commit(stamp):
+                self._forget_shown()
         except DatabaseError as error:
-            raise CommittedError(str(error), files_follow=True) from error
+            raise CommittedError(str(error)) from error
         except Exception as error:  # noqa: BLE001 - the change is committed: that is the answer
             self.backup.report(error)
         self._notify("commit", tuple(task_keys))
+
+    def _forget_shown(self) -> None:
+        for owed in list(self._owed):
+            if owed[0] is None or self.backup.shows(owed[0]):
+                with suppress(ValueError):  # another thread was first
+                    self._owed.remove(owed)
+
+    def settle(self) -> None:
+        """Do what the snapshot does not show yet to the files: they take over.
+
+        Raises FileStoreError, LockTimeoutError; what is left is done by the next call.
+        """
+        while self._owed:
+            stamp, redo = self._owed[0]
+            if stamp is not None and not self.backup.shows(stamp):
+                redo(self._files)
+            self._owed.popleft()
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:
         if self.hooks:
@@ -137,7 +168,7 @@ class DatabaseStore:
             if not appended:
                 raise
             self._files.sync_history()
-            raise CommittedError(str(error), files_follow=False) from error
+            raise CommittedError(str(error)) from error
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
         """The newest `limit` entries (of one task), newest first."""

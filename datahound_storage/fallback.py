@@ -6,7 +6,6 @@ A process that has fallen back stays on the files until its end, or, where it is
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -20,15 +19,22 @@ from datahound_storage.backup import ATTACH_PATIENCE, BackupHook
 from datahound_storage.bootstrap import make_dal, prepare_schema
 from datahound_storage.dal import StorageDAL
 from datahound_storage.database_store import CommittedError, DatabaseStore
-from datahound_storage.errors import DatabaseError, StorageError
+from datahound_storage.errors import (
+    DatabaseError,
+    FileStoreError,
+    LockTimeoutError,
+    SnapshotError,
+    StorageError,
+)
 from datahound_storage.files.file_store import FileStore, MovedError
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.health import Health, StoreName
+from datahound_storage.reporting import Reporter
 from datahound_storage.settings import Settings
 from datahound_storage.stores import TaskStore
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 T = TypeVar("T")
 
@@ -75,7 +81,8 @@ class StoreSwitch:
         dal = make_dal(settings, settings.url)
         try:
             prepare_schema(dal, auto_upgrade=settings.auto_upgrade)
-            store = DatabaseStore(dal, self.paths, self._files, settings.operation_timeout / 2)
+            files = FileStore(self.paths, settings.operation_timeout)
+            store = DatabaseStore(dal, self.paths, files, settings.operation_timeout / 2)
             store.hooks = self._hooks
             store.backup.attach()
             mark = sync_history(dal, self.paths, settings.operation_timeout)
@@ -120,22 +127,24 @@ class StoreSwitch:
             if store is None:
                 self._keep_probing()
             try:
-                return operation(self._files if store is None else store)
+                result = operation(self._files if store is None else store)
             except MovedError:
                 continue  # the database serves again
             except CommittedError as error:
                 self._fall_back(store, error)
-                if error.files_follow:
-                    with suppress(MovedError):
-                        operation(self._files)
-                return committed
+                result = committed
             except DatabaseError as error:
                 self._fall_back(store, error)
+                continue
+            if store is not None and self._database is not store:
+                self._settle(store)  # another thread has fallen back meanwhile
+            return result
 
-    def _fall_back(self, store: TaskStore | None, error: StorageError) -> None:
+    def _fall_back(self, store: DatabaseStore | None, error: StorageError) -> None:
         with self._mutex:
-            if self._database is not store:
+            if store is None or self._database is not store:
                 return  # another thread was first, and has reported it
+            self._settle(store)
             self._database = None
             self._note(str(error))
             if self._dal is not None:
@@ -179,6 +188,15 @@ class StoreSwitch:
         if reason != self._reason and not self._closed.is_set():
             self._reason = reason
             _report(f"the database does not serve yet, going on with the JSON files: {reason}")
+
+    def _settle(self, store: DatabaseStore) -> None:
+        """Let the files show what was acknowledged, before they take over."""
+        try:
+            with self._mutex:
+                if self._database in (store, None):  # else the files have met the database since
+                    store.settle()
+        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+            _report(f"the JSON files lack changes that only the database has: {error}")
 
     def health(self) -> Health:
         """The state of things."""

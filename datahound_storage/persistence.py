@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,13 +17,14 @@ from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.health import Health
 from datahound_storage.records import TaskStatus
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, new_entry
 from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 # More than a table can hold, and the most that a bigint can say.
 _ALL_RUNS = 2**63 - 1
@@ -173,6 +173,7 @@ class SchedulerPersistence:
         Durable when it returns. Raises InvalidTaskError for a task that cannot be stored; then, and
         where the answer is False, `updated_at` is left alone.
         """
+        self._adapter.check(task)
         before = get_updated_at(task)
         base = self._base_of(task, self._adapter.to_dict(task))
         set_updated_at(task, now_like(before, as_text=isinstance(task, dict)))

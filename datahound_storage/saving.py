@@ -38,12 +38,16 @@ class TaskAdapter:
     def __init__(self, task_class: type[TaskClass] | None) -> None:
         self._class = task_class
 
-    def to_dict(self, task: Any) -> Task:
-        """A valid dict for a task. Raises InvalidTaskError."""
+    def check(self, task: Any) -> None:
+        """Raise InvalidTaskError for what is no task at all."""
         if not isinstance(task, dict) and not hasattr(task, "to_dict"):
             raise InvalidTaskError(
                 f"a task must be a dict or have to_dict(), not {type(task).__name__}."
             )
+
+    def to_dict(self, task: Any) -> Task:
+        """A valid dict for a task. Raises InvalidTaskError."""
+        self.check(task)
         shown = task if isinstance(task, dict) else task.to_dict()
         # A dict of another type would not be encoded as one.
         return check(dict(shown) if isinstance(shown, dict) else shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,9 +14,10 @@ from datahound_storage.codec import Task, as_in_snapshot
 from datahound_storage.errors import FileStoreError, InvalidTaskError, SnapshotError
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
+from datahound_storage.reporting import Reporter
 from datahound_storage.tasks import check
 
-log = logging.getLogger("datahound_storage")
+log = Reporter()
 
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"

@@ -13,7 +13,8 @@ from datahound_storage.postgres.watermark import Watermark
 class DatabaseState(NamedTuple):
     """Which database this is, and the state of it that was read.
 
-    `incarnation` changes where transaction ids start anew: another cluster, a restored dump.
+    `incarnation` changes where transaction ids start anew: another cluster, a restored dump, and
+    a promoted standby (another timeline), which may use ids again that it has not heard of.
     """
 
     identity: str
@@ -103,7 +104,9 @@ def _state(connection: DeadlineConnection, row: tuple[Any, ...]) -> DatabaseStat
 
 _CLUSTER = """
 SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' ||
-       (SELECT oid FROM pg_database WHERE datname = current_database())::text"""
+       (SELECT oid FROM pg_database WHERE datname = current_database())::text || '/' ||
+       CASE WHEN pg_is_in_recovery() THEN ''
+            ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"""
 
 
 def cluster_of(connection: DeadlineConnection) -> str:

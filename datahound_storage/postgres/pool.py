@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import psycopg
@@ -19,23 +19,28 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from datahound_storage.errors import DatabaseUnavailableError
+from datahound_storage.postgres.connecting import Connector
 from datahound_storage.postgres.errors import (
     ConnectError,
     is_connection_lost,
     is_transient,
     translate,
 )
+from datahound_storage.reporting import Reporter
 from datahound_storage.settings import describe_url
 
-log = logging.getLogger("datahound_storage.sql")
+log = Reporter("datahound_storage.sql")
 
 T = TypeVar("T")
 POOL_SIZE = 5
 POOL_OVERFLOW = 20
-# Bulk work (import, save of thousands, prune) is bounded by progress: a single wait for the server.
+# Bulk work (import, save of thousands, prune) is bounded by progress: how long a server that
+# answers others may be busy without a word.
 BULK_STALL = 60.0
 _CONNECT_SHARE = 0.6
 _RETRY_SHARE = 0.5
+_QUIET_SHARE = 0.4
+_IN_LOCK = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
 _FIRST_PAUSE = 0.05
 
 
@@ -48,18 +53,54 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     deadline: float | None = None
     cluster: str | None = None
+    # Where there is no deadline: after so many quiet seconds ask whether to wait on. It gets the
+    # session's process id and the quiet seconds so far, and raises where that is no use.
+    patience: float = BULK_STALL
+    ask: Callable[[int, float], None] | None = None
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for the server, at most until the deadline."""
-        allowed = BULK_STALL
-        if self.deadline is not None:
-            allowed = max(self.deadline - time.monotonic(), 0.0)
+        """Wait for the server, at most until the deadline; without one, while it makes progress."""
+        if self.deadline is None:
+            return super().wait(self._watched(gen), interval, timeout)
+        allowed = max(self.deadline - time.monotonic(), 0.0)
         timeout = allowed if timeout is None else min(allowed, timeout)
         try:
             return super().wait(gen, interval, timeout)
         except pg._WaitTimeout:
             self.pgconn.finish()
-            raise psycopg.OperationalError("no answer within the time allowed") from None
+            raise no_answer() from None
+
+    def _watched(self, gen: PQGen[T]) -> PQGen[T]:
+        """Do what `gen` does, and give up where the server is frozen."""
+        heard = asked = time.monotonic()
+        ready = None
+        while True:
+            try:
+                wanted = next(gen) if ready is None else gen.send(ready)
+            except StopIteration as done:
+                return cast("T", done.value)
+            ready = yield wanted
+            now = time.monotonic()
+            if ready:
+                heard = asked = now
+            elif now - asked > self.patience:
+                self._ask(now - heard)
+                asked = time.monotonic()
+
+    def _ask(self, quiet: float) -> None:
+        try:
+            if quiet > BULK_STALL:
+                raise no_answer()
+            if self.ask is not None:
+                self.ask(self.info.backend_pid, quiet)
+        except psycopg.Error:
+            self.pgconn.finish()
+            raise
+
+
+def no_answer() -> psycopg.OperationalError:
+    """The error of a server that keeps silent."""
+    return psycopg.OperationalError("no answer within the time allowed")
 
 
 class EchoCursor(psycopg.Cursor[Any]):
@@ -90,6 +131,8 @@ class Database:
         self.timeout = timeout
         self._echo = echo
         self._retired = False
+        self._deadlines = threading.local()
+        self._connector = self._new_connector()
         self._pool = self._new_pool()
         _databases.add(self)
 
@@ -106,7 +149,18 @@ class Database:
             use_lifo=True,
         )
 
+    def _new_connector(self) -> Connector[DeadlineConnection]:
+        return Connector(self._make_connection, at_once=POOL_SIZE)
+
     def _connect(self) -> DeadlineConnection:
+        # The pool calls this in the thread of the operation.
+        allowed = self.timeout * _CONNECT_SHARE
+        deadline = getattr(self._deadlines, "of_operation", None)
+        if deadline is not None:
+            allowed = min(allowed, deadline - time.monotonic())
+        return self._connector.connect(allowed)
+
+    def _make_connection(self) -> DeadlineConnection:
         parameters = conninfo_to_dict(self.url)
         wait = max(2, round(self.timeout * _CONNECT_SHARE))
         # The URL's own limit is kept, but cannot make an operation longer than promised.
@@ -120,9 +174,25 @@ class Database:
             )
         except psycopg.OperationalError as error:
             raise ConnectError(str(error)) from error
+        connection.patience = self.timeout * _QUIET_SHARE
+        connection.ask = self._ask
         if self._echo:
             connection.cursor_factory = EchoCursor
         return connection
+
+    def _ask(self, session: int, quiet: float) -> None:
+        """Raise where a quiet session is in a lock for too long, or nobody gets an answer."""
+        deadline = time.monotonic() + self.timeout * _CONNECT_SHARE
+        try:
+            with closing(self._connector.connect(deadline - time.monotonic())) as connection:
+                connection.deadline = deadline
+                in_lock = connection.execute(_IN_LOCK, [session]).fetchone() == (True,)
+        except psycopg.Error:
+            if time.monotonic() >= deadline:
+                raise no_answer() from None
+            return  # a refusal is an answer
+        if in_lock and quiet > self.timeout:
+            raise pg.LockNotAvailable("the lock is held by somebody else")
 
     def run(
         self, operation: Callable[[DeadlineConnection], T], *, bulk: bool = False
@@ -163,6 +233,7 @@ class Database:
     @contextmanager
     def _connection(self, deadline: float | None) -> Iterator[DeadlineConnection]:
         pool = self._pool
+        self._deadlines.of_operation = deadline
         proxy = pool.connect()
         connection = cast("DeadlineConnection", proxy.dbapi_connection)
         connection.deadline = deadline
@@ -197,6 +268,7 @@ class Database:
     def forget_connections(self) -> None:
         """Leave the connections to the parent process (after a fork), without closing them."""
         _inherited.append(self._pool)
+        self._connector = self._new_connector()
         self._pool = self._new_pool()
 
 

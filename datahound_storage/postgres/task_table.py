@@ -139,6 +139,12 @@ def lock_for_bulk_change(connection: Connection, patience: float) -> None:
     connection.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
 
 
+def stamp(connection: Connection) -> int | None:
+    """The stamp of the caller's transaction, None if it has changed nothing."""
+    found = connection.execute("SELECT pg_current_xact_id_if_assigned()::text").fetchone()
+    return None if found is None or found[0] is None else int(found[0])
+
+
 _INCOMING = """
 CREATE TEMP TABLE incoming_tasks (
     ordinal bigint, id uuid, task_key text, task_type text, company text, schedule_type text,

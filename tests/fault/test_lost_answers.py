@@ -1,0 +1,133 @@
+"""The connection breaks between a commit and its answer: what is done is done once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.fault.fix_faults import (
+    CALLS,
+    Told,
+    bounded,
+    check_files,
+    check_left,
+    fill,
+    impatient,
+    secret_task,
+)
+from tests.fault.proxy import Proxy
+from tests.fault.standby import value
+from tests.fix_persistence import MakePersistence
+
+WRITES = {
+    "add_task": "INSERT",
+    "update_task": "UPDATE",
+    "delete_task": "DELETE",
+    "save_tasks": "COMMIT",
+    "log_task_execution": "INSERT",
+}
+every_write = pytest.mark.parametrize("name", WRITES)
+
+
+def check_rows(url: str, name: str) -> None:
+    """The tables hold what the call leaves, each once, and nothing came into conflict."""
+    call = CALLS[name]
+    with psycopg.connect(url) as connection:
+        tasks = connection.execute("SELECT task_key FROM scheduler_tasks ORDER BY 1").fetchall()
+        runs = connection.execute("SELECT message FROM scheduler_runs ORDER BY 1").fetchall()
+        lost = connection.execute("SELECT task_key, reason FROM scheduler_conflicts").fetchall()
+    assert tasks == [(key,) for key in sorted(call.keys)]
+    assert runs == [(message,) for message in sorted(call.runs)]
+    assert lost == []
+
+
+@every_write
+def test_the_outcome_is_found_out_on_another_connection(
+    opened: MakePersistence, base: Path, proxy: Proxy, migrated_url: str, told: Told, name: str
+) -> None:
+    persistence = opened(base, url=proxy.url)
+    fill(persistence)
+    proxy.lose_answer(WRITES[name])
+    with bounded():
+        assert CALLS[name].make(persistence) == CALLS[name].answer
+    assert proxy.has_lost
+    told.on_database(persistence)
+    check_rows(migrated_url, name)
+    check_left(persistence, CALLS[name])
+    check_files(persistence, CALLS[name])
+
+
+@pytest.mark.parametrize("fault", ["refused", "stalled"])
+@every_write
+def test_the_server_stays_away(
+    opened: MakePersistence,
+    base: Path,
+    proxy: Proxy,
+    migrated_url: str,
+    told: Told,
+    name: str,
+    fault: str,
+) -> None:
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    proxy.lose_answer(WRITES[name], then=proxy.refuse if fault == "refused" else proxy.stall)
+    with bounded():
+        assert CALLS[name].make(persistence) == CALLS[name].answer
+    assert proxy.has_lost
+    told.fallen_back(persistence)
+    check_left(persistence, CALLS[name])
+    check_files(persistence, CALLS[name])
+    persistence.close()
+    persistence = opened(base, url=migrated_url)
+    assert persistence.health().store == "database"
+    check_left(persistence, CALLS[name])
+    check_rows(migrated_url, name)
+    check_files(persistence, CALLS[name])
+
+
+def test_an_answer_to_a_reading_is_lost(
+    opened: MakePersistence, base: Path, proxy: Proxy, told: Told
+) -> None:
+    persistence = opened(base, url=proxy.url)
+    fill(persistence)
+    for name in ("get_task", "load_tasks", "get_active_tasks", "get_task_history"):
+        proxy.lose_answer("SELECT")
+        assert CALLS[name].make(persistence) == CALLS[name].answer
+        assert proxy.has_lost
+    told.on_database(persistence)
+
+
+@pytest.mark.parametrize(("call", "answer"), [("delete", False), ("add", False), ("update", True)])
+def test_a_broken_connection_makes_no_wrong_answer(
+    opened: MakePersistence, base: Path, proxy: Proxy, told: Told, call: str, answer: bool
+) -> None:
+    """What was done before, by an earlier call, is not taken for the lost one's work."""
+    persistence = opened(base, url=proxy.url)
+    persistence.add_task(secret_task("a"))
+    if call == "delete":
+        persistence.delete_task("a")
+    proxy.drop()
+    made = {
+        "delete": lambda: persistence.delete_task("a"),
+        "add": lambda: persistence.add_task(secret_task("a", name="another")),
+        "update": lambda: persistence.update_task(secret_task("a", name="another")),
+    }[call]()
+    assert made is answer
+    told.on_database(persistence)
+
+
+def test_a_run_is_one_row_and_one_line(
+    opened: MakePersistence, base: Path, proxy: Proxy, migrated_url: str
+) -> None:
+    persistence = opened(base, url=proxy.url)
+    for number in range(5):
+        proxy.lose_answer("INSERT")
+        persistence.log_task_execution("a", True, f"run {number}")
+        assert proxy.has_lost
+    lines = [json.loads(line) for line in persistence.history_file.read_text().splitlines()]
+    assert [line["message"] for line in lines] == [f"run {number}" for number in range(5)]
+    assert value(migrated_url, "SELECT count(*) FROM scheduler_runs") == 5
+    assert value(migrated_url, "SELECT count(DISTINCT run_id) FROM scheduler_runs") == 5
