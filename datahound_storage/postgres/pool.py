@@ -60,6 +60,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
         except pg._WaitTimeout:
             self.pgconn.finish()
             raise psycopg.OperationalError("no answer within the time allowed") from None
+        except OSError as error:
+            # The waiting itself failed; a statement that may still run makes this one unusable.
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"cannot wait for an answer: {error.strerror}") from None
 
 
 class EchoCursor(psycopg.Cursor[Any]):
@@ -117,7 +121,7 @@ class Database:
                 connect_timeout=min(given, wait) if given > 0 else wait,
                 application_name=str(parameters.get("application_name") or "datahound-storage"),
             )
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:
             raise ConnectError(str(error)) from error
         if self._echo:
             connection.cursor_factory = EchoCursor
