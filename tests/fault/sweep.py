@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ class Sweep:
                 self._try(point)
             if len(self.report.failures) >= _MOST_FAILURES:
                 break
-        self._world.close()
+        self._world.disconnect()
         self.report.seconds = time.monotonic() - start
         return self.report
 
@@ -172,6 +173,8 @@ def main() -> None:
     options = parser.parse_args()
     operation = find(options.operation, options.mode)
     options.base.mkdir(parents=True, exist_ok=True)
+    # What the package reports is expected here, and none of the reader's business.
+    logging.getLogger("datahound_storage").addHandler(logging.NullHandler())
     report = Sweep(World(options.base, options.url), operation, options.lane).run(options.lanes)
     print(json.dumps(asdict(report)))
 

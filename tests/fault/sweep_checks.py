@@ -63,6 +63,9 @@ class Checks:
             may_raise = self._world.url is None or self._operation.attaches
             self._check(may_raise, f"raised where something serves: {outcome.error}{reports}")
             return
+        if self._operation.reads:
+            self._check_reading(outcome, seen)
+            return
         accepted = self._operation.accepts(outcome.answer, self._expected)
         self._check(accepted, f"answered {outcome.answer!r}{reports}")
         if any("could not be kept" in report for report in outcome.reports):
@@ -71,12 +74,26 @@ class Checks:
         if outcome.store == "database":
             self._check(seen.rows == self._expected, f"acknowledged, not in the table{reports}")
             self._check(self._is_done(seen.runs), f"the runs in the table are wrong{reports}")
-        else:
+        elif self._world.url is not None:
+            self._check(outcome.reports, "fell back and did not tell")
+            if self._operation.attaches:
+                return
+            # Now the files are the store: for them a report is no excuse.
             outcome.backup_problem, outcome.reports = None, []
         shown = seen.tasks == self._expected or outcome.backup_problem
         self._check(shown, "acknowledged, not in the snapshot")
         logged = self._is_done(seen.lines) or outcome.reports
         self._check(logged, f"acknowledged, not in the history file{reports}")
+
+    def _check_reading(self, outcome: Outcome, seen: Sight) -> None:
+        """It shows what the serving store has; where the other side is behind, that is told."""
+        served = seen.tasks
+        if outcome.store == "database" and seen.rows is not None:
+            served = seen.rows
+        accepted = self._operation.accepts(outcome.answer, served)
+        self._check(accepted, f"answered {outcome.answer!r}; reported: {outcome.reports}")
+        self._check(seen.tasks == served or outcome.backup_problem, "not in the snapshot")
+        self._check(served == self._expected or outcome.reports, "behind, and did not tell")
 
     def _is_done(self, runs: Counter[str] | None) -> bool:
         appear, vanish = self._operation.appear(self._mark), self._operation.vanish(self._mark)
@@ -92,10 +109,13 @@ class Checks:
             outcome.next_problem is None, f"the backup stays behind: {outcome.next_problem}"
         )
         self._final = changed(self._final, "witness", name=self._mark)
-        seen = self._world.look()
-        self._check(seen.tasks == self._final, "the next operation leaves another snapshot")
+        before, seen = self._seen, self._world.look()
+        wanted = self._final
         if outcome.store == "database":
-            self._check(seen.rows == self._final, "the next operation leaves another table")
+            self._check(seen.rows == wanted, "the next operation leaves another table")
+        else:
+            wanted = changed(before.tasks, "witness", name=self._mark)
+        self._check(seen.tasks == wanted, "the next operation leaves another snapshot")
 
     def look_afresh(self) -> None:
         """By a new facade, after the next attach."""

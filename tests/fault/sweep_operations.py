@@ -23,6 +23,8 @@ class Operation:
     modes: ClassVar[tuple[str, ...]] = BOTH
     # Made by the child itself, with no facade before it.
     attaches: ClassVar[bool] = False
+    # Shows the tasks of the store that serves.
+    reads: ClassVar[bool] = False
 
     def prepare(self, world: World, mark: str) -> None:
         """Before the process of the trial starts."""
@@ -47,7 +49,7 @@ class Operation:
         return set()
 
     def accepts(self, answer: Any, tasks: list[Task]) -> bool:
-        """Whether an answer is that of success. `tasks`: those when it is done."""
+        """Whether an answer is that of success. `tasks`: those that it should find or leave."""
         return answer is True
 
     def follow(self, world: World, facade: SchedulerPersistence, mark: str) -> None:
@@ -184,6 +186,7 @@ class LoadAfterFileEdit(Operation):
     """An editor, or the old code, has changed the snapshot under a process that shows it."""
 
     name = "load_tasks of an edited snapshot"
+    reads = True
 
     def meddle(self, world: World, mark: str) -> None:
         world.old_code.save(changed(world.old_code.load(), "target", name=mark))
@@ -202,6 +205,7 @@ class LoadAfterRowEdit(Operation):
     """An operator has changed a row."""
 
     name = "load_tasks of an edited row"
+    reads = True
     modes = ("database",)
 
     def meddle(self, world: World, mark: str) -> None:

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from datahound_storage import SchedulerPersistence, StorageError
+from datahound_storage.postgres import pool
 from tests.fault.sweep_operations import Operation
 from tests.fault.sweep_world import World
 from tests.scheduler import make_task
 
 # Five seconds are promised; the rest is for a busy machine.
 BOUND = 15.0
+_PATIENCE = 1.0
 _MARK = "getpgid"
 _SHARED = 1 << 20
 _PR_SET_PTRACER = 0x59616D61
@@ -132,6 +134,7 @@ def _run(world: World, operation: Operation, mark: str, tell: int, shared: mmap.
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     outcome, facade = Outcome(), world.facade
+    _be_impatient()
     _listen(outcome.reports)
     tasks = [] if facade is None else facade.load_tasks()
     _tell_and_wait(tell)
@@ -145,6 +148,17 @@ def _run(world: World, operation: Operation, mark: str, tell: int, shared: mmap.
         outcome.next_problem = facade.health().backup_problem
         _share(shared, outcome)
     _tell_and_wait(tell)
+
+
+def _be_impatient() -> None:
+    """Give up sooner than in the field.
+
+    What was not sent is not answered: a failed `sendto` looks like a server that is frozen. And a
+    `close` that strace lets fail does not close: the file lock stays taken.
+    """
+    pool.BULK_STALL = _PATIENCE
+    for database in list(pool._databases):
+        database.timeout = _PATIENCE
 
 
 def _listen(reports: list[str]) -> None:
@@ -169,10 +183,10 @@ def _perform(
 ) -> SchedulerPersistence | None:
     facade = world.facade
     try:
-        facade = facade or world.open()
+        facade = facade or world.open(_PATIENCE)
         outcome.answer = work(facade)
     except Exception as error:  # noqa: BLE001 - what it is, is what the trial wants to know
-        outcome.error = f"{type(error).__name__}: {error}"
+        outcome.error = f"{type(error).__name__}: {error}"[:300]
         outcome.is_ours = isinstance(error, StorageError)
     outcome.finished = True
     if facade is not None:

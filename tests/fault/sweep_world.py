@@ -75,9 +75,10 @@ class World:
             self.connection = psycopg.connect(url, autocommit=True, application_name=_NAME)
             self.dal = StorageDAL(Database(make_conninfo(url, application_name=_NAME)))
 
-    def open(self) -> SchedulerPersistence:
+    def open(self, timeout: float = 5.0) -> SchedulerPersistence:
         """A new facade; in database mode it attaches."""
-        return SchedulerPersistence(self.base / "data", settings=Settings(url=self.url))
+        settings = Settings(url=self.url, operation_timeout=timeout)
+        return SchedulerPersistence(self.base / "data", settings=settings)
 
     def reopen(self) -> SchedulerPersistence:
         """The world's own facade, made anew."""
@@ -90,6 +91,13 @@ class World:
         if self.facade is not None:
             self.facade.close()
             self.facade = None
+
+    def disconnect(self) -> None:
+        """Close everything."""
+        self.close()
+        if self.url is not None:
+            self.connection.close()
+            self.dal.close()
 
     def populate(self) -> None:
         """Some tasks and runs that no trial touches, and some that all do."""
