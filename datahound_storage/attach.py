@@ -84,10 +84,11 @@ def _plan(side: FilesSide, changes: Changes, dal: StorageDAL) -> Plan:
     base = None
     if side.sidecar is not None and changes.state.filled:
         base = Base(side.sidecar.tasks, side.sidecar.previous)
+    ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
     return Meeting(
         base=base,
         files={i.task_key: file_version(i.text, i.task) for i in side.snapshot.items},
-        database={s.task_key: _version(s.text, s.changed_us, base) for s in changes.tasks},
+        database={s.task_key: _version(s.text, s.changed_us, base) for s in ordered},
         files_complete=side.snapshot.exists and not side.snapshot.damaged,
         deleted_at=dal.tombstones() if base is None and changes.state.filled else {},
     ).plan()
