@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.fault.sweep_operations import Operation, changed
 from tests.fault.sweep_trial import Outcome
-from tests.fault.sweep_world import BadSnapshotError, Sight, World, without_stamp
+from tests.fault.sweep_world import BadSnapshotError, Sight, Task, World, without_stamp
 
 
 class Checks:
@@ -125,7 +125,7 @@ class Checks:
         self._check(health.store == store, f"the next start: {health}")
         self._check(health.backup_problem is None, f"the next start: {health}")
         loaded = [without_stamp(task) for task in facade.load_tasks()]
-        self._check(loaded == self._final, "the next start finds other tasks")
+        self._check(loaded == self._final, f"the next start finds {_other(self._final, loaded)}")
         self._check_sides("after the next start")
         self._check_carried(self._world.look())
         self._operation.follow(self._world, facade, self._mark)
@@ -153,6 +153,12 @@ class Checks:
             )
             was_in_file = run in self._seen.lines
             self._check(was_in_file or run not in now.lines, f"{run!r} is back in the file")
+
+
+def _other(wanted: list[Task], found: list[Task]) -> str:
+    keys = [task["task_id"] for task in wanted], [task["task_id"] for task in found]
+    different = [task["task_id"] for task in found if task not in wanted]
+    return f"{keys[1]} instead of {keys[0]}; with another value: {different}"
 
 
 def _diff(old: dict[str, int], new: dict[str, int]) -> str:
