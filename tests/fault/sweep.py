@@ -44,6 +44,10 @@ FILE_CALLS = re.compile(
     r"flock|lseek|mkdir(at)?|getdents64|f?access(at2?)?|copy_file_range|sendfile|fallocate"
 )
 SOCKET_CALLS = frozenset({"sendto", "recvfrom", "poll"})
+# What was not sent is not answered, which looks like a server that is frozen; and a `close` that
+# strace lets fail does not close, so that the file lock stays taken. Waiting for it is no use.
+STALLING = frozenset({"sendto", "close"})
+PATIENT, IMPATIENT = 5.0, 0.5
 # More says nothing more.
 _MOST_FAILURES = 20
 
@@ -103,7 +107,7 @@ class Sweep:
 
     def _points(self) -> list[Point]:
         """The points of the operation, as a trace of it tells."""
-        problems, _ = self._trial(["trace=all"])
+        problems, _ = self._trial(["trace=all"], "")
         if problems:
             raise AssertionError(f"without any fault: {problems}")
         before, calls = count_calls(self._log)
@@ -116,8 +120,7 @@ class Sweep:
 
     def _try(self, point: Point) -> None:
         try:
-            # A close that strace lets fail does not close: the file lock would stay taken.
-            problems, killed = self._trial(point.expressions, goes_on=point.call != "close")
+            problems, killed = self._trial(point.expressions, point.call)
         except (AssertionError, OSError, StorageError, psycopg.Error) as error:
             problems, killed = [f"{type(error).__name__}: {error}"], False
         if killed if point.kind == "KILL" else was_injected(self._log):
@@ -126,21 +129,22 @@ class Sweep:
             self.report.missed += 1
         self.report.failures += [f"{point}: {problem}" for problem in problems]
 
-    def _trial(self, expressions: list[str], *, goes_on: bool = True) -> tuple[list[str], bool]:
+    def _trial(self, expressions: list[str], call: str) -> tuple[list[str], bool]:
         """What is wrong after the operation under strace, and whether its process was killed."""
         self._count += 1
         world, mark = self._world, f"{self._lane}-{self._count}"
         self._operation.prepare(world, mark)
         if self._operation.attaches:
             world.close()
-        with Process(world, self._operation, mark) as process:
+        patience = IMPATIENT if call in STALLING else PATIENT
+        with Process(world, self._operation, mark, patience) as process:
             self._operation.meddle(world, mark)
             checks = Checks(world, self._operation, mark)
             with traced(process.pid, expressions, self._log):
                 is_alive = process.go()
                 if is_alive:
                     checks.look(process.outcome())
-                if is_alive and goes_on:
+                if is_alive and call != "close":
                     process.go()
                     checks.look_at_next(process.outcome())
                 process.end()
@@ -149,6 +153,7 @@ class Sweep:
         if not is_alive:
             checks.look(Outcome())
         checks.look_afresh()
+        world.forget_runs()
         return checks.problems, not is_alive
 
 

@@ -127,6 +127,8 @@ class Checks:
         loaded = [without_stamp(task) for task in facade.load_tasks()]
         self._check(loaded == self._final, f"the next start finds {_other(self._final, loaded)}")
         self._check_sides("after the next start")
+        differences = self._world.differences()
+        self._check(not differences, differences)
         self._check_carried(self._world.look())
         self._operation.follow(self._world, facade, self._mark)
         self._check_sides("after the next operation")
@@ -135,7 +137,6 @@ class Checks:
     def _check_sides(self, when: str) -> None:
         seen = self._world.look()
         self._check(seen.rows in (None, seen.tasks), f"{when}: other tasks in file and table")
-        self._check(not self._world.differences(), f"{when}: {self._world.differences()}")
         self._check(not self._world.strangers(), f"{when}: strangers: {self._world.strangers()}")
 
     def _check_carried(self, now: Sight) -> None:

@@ -33,7 +33,6 @@ from tests.scheduler import make_task
 
 # Five seconds are promised; the rest is for a busy machine.
 BOUND = 15.0
-_PATIENCE = 1.0
 _MARK = "getpgid"
 _SHARED = 1 << 20
 _PR_SET_PTRACER = 0x59616D61
@@ -79,14 +78,14 @@ class Process:
     The next one, an update of the task `witness`, shows whether the process goes on after a fault.
     """
 
-    def __init__(self, world: World, operation: Operation, mark: str) -> None:
+    def __init__(self, world: World, operation: Operation, mark: str, patience: float) -> None:
         self._shared = mmap.mmap(-1, _SHARED)
         self._told, tell = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._told)
             try:
-                _run(world, operation, mark, tell, self._shared)
+                _run(world, operation, mark, patience, tell, self._shared)
             except BaseException:  # noqa: BLE001 - a fork never returns into its parent's code
                 traceback.print_exc()
             finally:
@@ -128,18 +127,22 @@ class Process:
             os.waitpid(self.pid, 0)
 
 
-def _run(world: World, operation: Operation, mark: str, tell: int, shared: mmap.mmap) -> None:
+def _run(
+    world: World, operation: Operation, mark: str, patience: float, tell: int, shared: mmap.mmap
+) -> None:
     """The life of the process of a trial."""
     # Where only a parent may trace, strace, which is none, has to be let.
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     outcome, facade = Outcome(), world.facade
-    _be_impatient()
+    _wait_at_most(patience)
     _listen(outcome.reports)
     tasks = [] if facade is None else facade.load_tasks()
     _tell_and_wait(tell)
+    open_facade = partial(world.open, patience)
+    work = partial(operation.perform, mark=mark, tasks=tasks)
     os.getpgid(0)
-    facade = _perform(world, partial(operation.perform, mark=mark, tasks=tasks), outcome)
+    facade = _perform(facade, open_facade, work, outcome)
     os.getpgid(0)
     _share(shared, outcome)
     _tell_and_wait(tell)
@@ -150,15 +153,11 @@ def _run(world: World, operation: Operation, mark: str, tell: int, shared: mmap.
     _tell_and_wait(tell)
 
 
-def _be_impatient() -> None:
-    """Give up sooner than in the field.
-
-    What was not sent is not answered: a failed `sendto` looks like a server that is frozen. And a
-    `close` that strace lets fail does not close: the file lock stays taken.
-    """
-    pool.BULK_STALL = _PATIENCE
+def _wait_at_most(seconds: float) -> None:
+    """Bound operations, also bulk ones, for the databases that there are already."""
+    pool.BULK_STALL = seconds
     for database in list(pool._databases):
-        database.timeout = _PATIENCE
+        database.timeout = seconds
 
 
 def _listen(reports: list[str]) -> None:
@@ -179,11 +178,13 @@ def _tell_and_wait(tell: int) -> None:
 
 
 def _perform(
-    world: World, work: Callable[[SchedulerPersistence], Any], outcome: Outcome
+    facade: SchedulerPersistence | None,
+    open_facade: Callable[[], SchedulerPersistence],
+    work: Callable[[SchedulerPersistence], Any],
+    outcome: Outcome,
 ) -> SchedulerPersistence | None:
-    facade = world.facade
     try:
-        facade = facade or world.open(_PATIENCE)
+        facade = facade or open_facade()
         outcome.answer = work(facade)
     except Exception as error:  # noqa: BLE001 - what it is, is what the trial wants to know
         outcome.error = f"{type(error).__name__}: {error}"[:300]
