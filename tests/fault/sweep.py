@@ -15,10 +15,12 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,18 +61,31 @@ class Report:
     points: int = 0
     missed: int = 0
     seconds: float = 0.0
+    kinds: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Take in what another lane reports, which worked at the same time."""
+        self.points += other.points
+        self.missed += other.missed
+        self.seconds = max(self.seconds, other.seconds)
+        self.failures += other.failures
+        for kind, count in other.kinds.items():
+            self.kinds[kind] = self.kinds.get(kind, 0) + count
 
 
 def why_not() -> str | None:
-    """Why there can be no sweep here; None if there can be one."""
+    """Why there can be no sweep here, found out by trying; None if there can be one."""
     if shutil.which("strace") is None:
         return "there is no strace"
+    code = "from tests.fault.sweep_trial import let_trace; let_trace(); print(); input()"
     with (
         tempfile.NamedTemporaryFile() as log,
-        subprocess.Popen(["cat"], stdin=subprocess.PIPE) as waiting,
+        subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as waiting,
     ):
+        assert waiting.stdout is not None
         try:
+            waiting.stdout.readline()
             with traced(waiting.pid, ["inject=close:error=EIO:when=100"], Path(log.name)):
                 waiting.kill()
                 waiting.wait()
@@ -79,6 +94,34 @@ def why_not() -> str | None:
         finally:
             waiting.kill()
     return None
+
+
+@contextmanager
+def _lane(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the block; what it has started does not outlive it."""
+    with subprocess.Popen(command, stdout=-1, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def sweep(name: str, mode: str, directory: Path, urls: Sequence[str | None]) -> Report:
+    """Sweep an operation, in as many processes at once as there are URLs (None: for the files)."""
+    total = Report()
+    with ExitStack() as lanes:
+        processes = []
+        for lane, url in enumerate(urls):
+            command = [sys.executable, "-m", __name__, name, mode, str(directory / str(lane))]
+            command += ["--lane", str(lane), "--lanes", str(len(urls))]
+            command += ["--url", url] if url is not None else []
+            processes.append(lanes.enter_context(_lane(command)))
+        for process in processes:
+            output, _ = process.communicate()
+            if process.returncode != 0:
+                raise AssertionError(f"the sweep itself failed: status {process.returncode}")
+            total.add(Report(**json.loads(output)))
+    return total
 
 
 class Sweep:
@@ -125,6 +168,7 @@ class Sweep:
             problems, killed = [f"{type(error).__name__}: {error}"], False
         if killed if point.kind == "KILL" else was_injected(self._log):
             self.report.points += 1
+            self.report.kinds[point.kind] = self.report.kinds.get(point.kind, 0) + 1
         else:
             self.report.missed += 1
         self.report.failures += [f"{point}: {problem}" for problem in problems]

@@ -35,6 +35,7 @@ from tests.scheduler import make_task
 BOUND = 15.0
 _MARK = "getpgid"
 _SHARED = 1 << 20
+_PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
@@ -131,8 +132,8 @@ def _run(
     world: World, operation: Operation, mark: str, patience: float, tell: int, shared: mmap.mmap
 ) -> None:
     """The life of the process of a trial."""
-    # Where only a parent may trace, strace, which is none, has to be let.
-    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+    let_trace()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     outcome, facade = Outcome(), world.facade
     _wait_at_most(patience)
@@ -170,6 +171,11 @@ def _listen(reports: list[str]) -> None:
     logger = logging.getLogger("datahound_storage")
     logger.handlers[:] = [Handler(logging.ERROR)]
     logger.propagate = False
+
+
+def let_trace() -> None:
+    """Let strace trace this process, where otherwise only a parent may."""
+    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
 
 
 def _tell_and_wait(tell: int) -> None:
