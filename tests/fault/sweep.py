@@ -196,6 +196,7 @@ class Sweep:
         world.wait_until_quiet()
         if not is_alive:
             checks.look(Outcome())
+            checks.let_others_change()
         checks.look_afresh()
         world.forget_runs()
         return checks.problems, not is_alive

@@ -22,6 +22,7 @@ class Checks:
         # What was seen right after the fault, and which tasks every later look has to find.
         self._seen = self._before
         self._final = self._before.tasks
+        self._conflicts: int | None = None
 
     def _check(self, holds: object, problem: str) -> None:
         if not holds:
@@ -117,6 +118,12 @@ class Checks:
             wanted = changed(before.tasks, "witness", name=self._mark)
         self._check(seen.tasks == wanted, "the next operation leaves another snapshot")
 
+    def let_others_change(self) -> None:
+        """Another host goes on with the database while the process is dead."""
+        if self._world.url is not None and self._seen.rows is not None:
+            self._final = self._operation.elsewhere(self._world, self._final, self._mark)
+            self._conflicts = self._world.conflicts()
+
     def look_afresh(self) -> None:
         """By a new facade, after the next attach."""
         facade = self._world.reopen()
@@ -126,6 +133,8 @@ class Checks:
         self._check(health.backup_problem is None, f"the next start: {health}")
         loaded = [without_stamp(task) for task in facade.load_tasks()]
         self._check(loaded == self._final, f"the next start finds {_other(self._final, loaded)}")
+        if self._conflicts is not None:
+            self._check(self._world.conflicts() == self._conflicts, "a conflict out of nothing")
         self._check_sides("after the next start")
         differences = self._world.differences()
         self._check(not differences, differences)

@@ -52,6 +52,15 @@ class Operation:
         """Whether an answer is that of success. `tasks`: those that it should find or leave."""
         return answer is True
 
+    def elsewhere(self, world: World, tasks: list[Task], mark: str) -> list[Task]:
+        """What another host does to the database while the process is dead; the tasks then."""
+        return self._edit_row(world, tasks, "keep-2", mark)
+
+    def _edit_row(self, world: World, tasks: list[Task], key: str, mark: str) -> list[Task]:
+        world.edit_company(key, mark)
+        config = next(task["task_config"] for task in tasks if task["task_id"] == key)
+        return changed(tasks, key, task_config={**config, "company": mark})
+
     def follow(self, world: World, facade: SchedulerPersistence, mark: str) -> None:
         """The next operation of another process, which tidies up too. Raises AssertionError."""
         assert facade.update_task(task_of(facade, "target", name=f"next {mark}"))
@@ -83,6 +92,10 @@ class AddTask(Operation):
     def tasks_after(self, tasks: list[Task], mark: str) -> list[Task]:
         return [*tasks, bare(f"new-{mark}")]
 
+    def elsewhere(self, world: World, tasks: list[Task], mark: str) -> list[Task]:
+        world.delete_row(f"new-{mark}")
+        return [task for task in tasks if task["task_id"] != f"new-{mark}"]
+
     def follow(self, world: World, facade: SchedulerPersistence, mark: str) -> None:
         key = f"new-{mark}"
         assert facade.get_task(key) or facade.add_task(make_task(key))
@@ -93,10 +106,15 @@ class UpdateTask(Operation):
     name = "update_task"
 
     def perform(self, facade: SchedulerPersistence, mark: str, tasks: list[Task]) -> Any:
-        return facade.update_task(make_task("target", name=mark))
+        return facade.update_task(
+            next(t for t in tasks if t["task_id"] == "target") | {"name": mark}
+        )
 
     def tasks_after(self, tasks: list[Task], mark: str) -> list[Task]:
         return changed(tasks, "target", name=mark)
+
+    def elsewhere(self, world: World, tasks: list[Task], mark: str) -> list[Task]:
+        return self._edit_row(world, tasks, "target", mark)
 
 
 class DeleteTask(Operation):
@@ -108,9 +126,17 @@ class DeleteTask(Operation):
     def tasks_after(self, tasks: list[Task], mark: str) -> list[Task]:
         return [task for task in tasks if task["task_id"] != "victim"]
 
+    def elsewhere(self, world: World, tasks: list[Task], mark: str) -> list[Task]:
+        # As it was: a stale picture of the last meeting would show it as deleted in the files.
+        victim = next((task for task in tasks if task["task_id"] == "victim"), None)
+        if victim is not None:
+            return tasks
+        world.add_row(make_task("victim"))
+        return [*tasks, bare("victim")]
+
     def follow(self, world: World, facade: SchedulerPersistence, mark: str) -> None:
         assert facade.get_task("victim") is None or facade.delete_task("victim")
-        assert facade.add_task(make_task("victim", description=mark))
+        assert facade.add_task(make_task("victim"))
 
 
 class SaveTasks(Operation):
@@ -209,9 +235,7 @@ class LoadAfterRowEdit(Operation):
     modes = ("database",)
 
     def meddle(self, world: World, mark: str) -> None:
-        world.connection.execute(
-            "UPDATE scheduler_tasks SET company = %s WHERE task_key = 'target'", (mark,)
-        )
+        world.edit_company("target", mark)
 
     def perform(self, facade: SchedulerPersistence, mark: str, tasks: list[Task]) -> Any:
         return facade.load_tasks()

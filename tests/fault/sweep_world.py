@@ -18,11 +18,13 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.codec import encode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.pool import Database
 from datahound_storage.runs import line_text, new_entry, parse_line, row_of
 from datahound_storage.settings import Settings
+from datahound_storage.tasks import PreparedTask, columns_of
 from datahound_storage.verify import compare
 from tests.scheduler import OldCode, make_task
 
@@ -188,6 +190,28 @@ class World:
         self.paths.history_state_file.unlink(missing_ok=True)
         if self.url is not None:
             self.connection.execute("UPDATE scheduler_storage SET history_cutoff = NULL")
+
+    def edit_company(self, key: str, company: str) -> None:
+        """Edit a row by hand."""
+        self.connection.execute(
+            "UPDATE scheduler_tasks SET company = %s WHERE task_key = %s", (company, key)
+        )
+
+    def delete_row(self, key: str) -> None:
+        """Delete a row by hand."""
+        self.connection.execute("DELETE FROM scheduler_tasks WHERE task_key = %s", (key,))
+
+    def add_row(self, task: Task) -> None:
+        """Add a task to the database alone."""
+        assert self.dal.add_task(PreparedTask(columns_of(task), encode(task)))
+
+    def conflicts(self) -> int:
+        """How many versions of tasks have lost."""
+        if self.url is None:
+            return 0
+        row = self.connection.execute("SELECT count(*) FROM scheduler_conflicts").fetchone()
+        assert row is not None
+        return int(row[0])
 
     def add_line(self, message: str, age: timedelta = timedelta(0)) -> None:
         """Append a run to the file alone."""
