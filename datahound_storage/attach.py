@@ -124,7 +124,8 @@ def plan_meeting(
     if side.sidecar is not None and changes.state.filled and keep is None:
         base = Base(side.sidecar.tasks, side.sidecar.previous)
     files = {i.task_key: file_version(i.text, i.task) for i in side.snapshot.items}
-    database = {s.task_key: _version(s.text, s.changed_us, base) for s in changes.tasks}
+    ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
+    database = {s.task_key: _version(s.text, s.changed_us, base) for s in ordered}
     if keep is Keep.DATABASE:
         return choose_database(files, database)
     if keep is Keep.FILES:

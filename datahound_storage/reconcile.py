@@ -7,7 +7,7 @@ reads or writes anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -43,6 +43,13 @@ class Base:
         self._tasks = tasks
         self._previous = previous or {}
 
+    def was_reordered(self, files: Iterable[str]) -> bool:
+        """Whether tasks in the files were moved; new ones at the end move nothing."""
+        found = list(files)
+        kept = set(found)
+        known = [key for key in self._tasks if key in kept]
+        return found != [*known, *(key for key in found if key not in self._tasks)]
+
     def knows(self, key: str) -> bool:
         """Whether the task was there."""
         return key in self._tasks or self._previous.get(key) is not None
@@ -67,13 +74,14 @@ class Plan:
 
     write: list[PreparedTask] = field(default_factory=list)
     delete: list[str] = field(default_factory=list)
+    order: list[str] | None = None
     conflicts: list[Conflict] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
 
     @property
     def change(self) -> BulkChange:
         """The change to the database, in one transaction with what is kept of the losers."""
-        return BulkChange(self.write, self.delete, conflicts=tuple(self.conflicts))
+        return BulkChange(self.write, self.delete, self.order, tuple(self.conflicts))
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,8 @@ class Meeting:
         for key, version in self.database.items():
             if key not in self.files:
                 self._only_in_database(plan, key, version)
+        if self.base is not None and self.files_complete and self.base.was_reordered(self.files):
+            plan.order = [*self.files, *(key for key in self.database if key not in self.files)]
         return plan
 
     def _only_in_files(self, plan: Plan, key: str, version: Version) -> None:
@@ -198,6 +208,7 @@ def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) 
     return Plan(
         write=[_prepared(version) for version in changed.values()],
         delete=gone,
+        order=list(files),
         conflicts=[_lost(key, "task", "files", database[key], _CHOSEN) for key in lost],
     )
 

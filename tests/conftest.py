@@ -22,6 +22,16 @@ def pytest_report_header() -> str:
     return f"postgres: {server.version}, {server.kind} ({server.why})"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many faults were tried: a sweep that found nothing to try would pass as well."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)]
+    lines = [line for r in reports for name, line in r.user_properties if name == "faults"]
+    if lines:
+        terminalreporter.section("faults injected")
+        for line in dict.fromkeys(lines):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the developer's own settings out of the tests."""

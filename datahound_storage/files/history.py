@@ -169,13 +169,18 @@ def remember_cutoff(path: Path, cutoff: datetime) -> None:
 
 
 def remembered_cutoff(path: Path) -> datetime | None:
-    """The time before which runs were trimmed without a database, None if they never were."""
+    """The time before which runs were trimmed without a database, None if they never were.
+
+    Raises FileStoreError where it cannot be read: taken for none, trimmed runs would come back.
+    """
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        return None  # it is a convenience: without it the next trim removes the runs again
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    except ValueError:
+        return None  # somebody else wrote it; the next trim removes the runs again
     return parse_time(value.get("cutoff")) if isinstance(value, dict) else None
 
 

@@ -55,7 +55,10 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
         finally:
             if os.getpid() == owner:
                 _held.discard(descriptor)
-                os.close(descriptor)
+                # Nothing was written through it: a failure takes nothing back that was done.
+                with suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                    os.close(descriptor)
     finally:
         mutex.release()
 

@@ -60,15 +60,19 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for the server, at most until the deadline; without one, while it makes progress."""
-        if self.deadline is None:
-            return super().wait(self._watched(gen), interval, timeout)
-        allowed = max(self.deadline - time.monotonic(), 0.0)
-        timeout = allowed if timeout is None else min(allowed, timeout)
         try:
+            if self.deadline is None:
+                return super().wait(self._watched(gen), interval, timeout)
+            allowed = max(self.deadline - time.monotonic(), 0.0)
+            timeout = allowed if timeout is None else min(allowed, timeout)
             return super().wait(gen, interval, timeout)
         except pg._WaitTimeout:
             self.pgconn.finish()
             raise no_answer() from None
+        except OSError as error:
+            # The waiting itself failed; a statement that may still run makes this one unusable.
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"cannot wait for an answer: {error.strerror}") from None
 
     def _watched(self, gen: PQGen[T]) -> PQGen[T]:
         """Do what `gen` does, and give up where the server is frozen."""
@@ -172,7 +176,7 @@ class Database:
                 connect_timeout=min(given, wait) if given > 0 else wait,
                 application_name=str(parameters.get("application_name") or "datahound-storage"),
             )
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:
             raise ConnectError(str(error)) from error
         connection.patience = self.timeout * _QUIET_SHARE
         connection.ask = self._ask

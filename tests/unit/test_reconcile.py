@@ -60,6 +60,16 @@ def test_what_changed_in_the_database_only_stays(change: dict[str, Any]) -> None
     assert meet(base_of(OLD), [OLD], [OLD | change]) == Plan()
 
 
+def test_a_new_order_in_the_files_is_carried_over_and_only_that() -> None:
+    a, b, c, new, other = (make_task(key) for key in ("a", "b", "c", "new", "other"))
+    base, database = base_of(a, b, c), [a, b, c, other]
+    assert meet(base, [c, a, new, b], database).order == ["c", "a", "new", "b", "other"]
+    assert meet(base, [new, a, b, c], database).order == ["new", "a", "b", "c", "other"]
+    assert meet(base, [a, c, new], database).order is None
+    assert meet(base, [c, b, a], database, files_complete=False).order is None
+    assert meet(None, [c, b, a], database).order is None
+
+
 @pytest.mark.parametrize("change", [EDITED, RAN, EDITED | RAN, {"status": "paused"}])
 def test_what_changed_in_the_files_only_is_applied_as_written(change: dict[str, Any]) -> None:
     plan = meet(base_of(OLD), [OLD | change], [OLD])
