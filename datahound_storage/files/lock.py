@@ -58,6 +58,7 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
                 # Nothing was written through it: a failure takes nothing back that was done.
                 with suppress(OSError):
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
+                with suppress(OSError):
                     os.close(descriptor)
     finally:
         mutex.release()

@@ -33,7 +33,7 @@ from tests.fault.sweep_trial import (
     Outcome,
     Point,
     Process,
-    count_calls,
+    calls_of,
     traced,
     was_injected,
 )
@@ -153,11 +153,11 @@ class Sweep:
         problems, _ = self._trial(["trace=all"], "")
         if problems:
             raise AssertionError(f"without any fault: {problems}")
-        before, calls = count_calls(self._log)
+        calls = calls_of(self._log)
         return [
             Point(kind, call, number)
             for call in sorted(calls)
-            for number in range(before[call] + 1, calls[call] + 1)
+            for number in sorted(calls[call])
             for kind in _kinds(call)
         ]
 

@@ -37,7 +37,7 @@ _MARK = "getpgid"
 _SHARED = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
-_CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+_CALL = re.compile(r"^(\d+) +(\w+)\(")
 
 
 class Point(NamedTuple):
@@ -228,23 +228,27 @@ def traced(pid: int, expressions: list[str], log: Path) -> Iterator[None]:
             strace.kill()
 
 
-def count_calls(log: Path) -> tuple[Counter[str], Counter[str]]:
-    """How often each system call was made before the operation, and up to its end."""
-    before: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
+def calls_of(log: Path) -> dict[str, set[int]]:
+    """The system calls of the operation by name, each with its number in its own thread.
+
+    The tracer counts for each thread by itself, from the moment in which it is attached.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    calls: dict[str, set[int]] = {}
     marks = 0
     for line in log.read_text().splitlines():
         found = _CALL.match(line)
         if found is None:
             continue
-        if found[1] == _MARK:
+        thread, name = found.groups()
+        counts[thread, name] += 1
+        if name == _MARK:
             marks += 1
-            before = calls.copy() if marks == 1 else before
-        elif marks < 2:
-            calls[found[1]] += 1
+        elif marks == 1:
+            calls.setdefault(name, set()).add(counts[thread, name])
     if marks < 2:
         raise AssertionError("the operation did not come to its end without a fault")
-    return before, calls
+    return calls
 
 
 def was_injected(log: Path) -> bool:
