@@ -150,9 +150,8 @@ class Sweep:
 
     def _points(self) -> list[Point]:
         """The points of the operation, as a trace of it tells."""
-        problems, _ = self._trial(["trace=all"], "")
-        if problems:
-            raise AssertionError(f"without any fault: {problems}")
+        problems, _ = self._attempt(["trace=all"], "")
+        self.report.failures += [f"without any fault: {problem}" for problem in problems]
         calls = calls_of(self._log)
         return [
             Point(kind, call, number)
@@ -162,16 +161,19 @@ class Sweep:
         ]
 
     def _try(self, point: Point) -> None:
-        try:
-            problems, killed = self._trial(point.expressions, point.call)
-        except (AssertionError, OSError, StorageError, psycopg.Error) as error:
-            problems, killed = [f"{type(error).__name__}: {error}"], False
+        problems, killed = self._attempt(point.expressions, point.call)
         if killed if point.kind == "KILL" else was_injected(self._log):
             self.report.points += 1
             self.report.kinds[point.kind] = self.report.kinds.get(point.kind, 0) + 1
         else:
             self.report.missed += 1
         self.report.failures += [f"{point}: {problem}" for problem in problems]
+
+    def _attempt(self, expressions: list[str], call: str) -> tuple[list[str], bool]:
+        try:
+            return self._trial(expressions, call)
+        except (AssertionError, OSError, StorageError, psycopg.Error) as error:
+            return [f"{type(error).__name__}: {error}"], False
 
     def _trial(self, expressions: list[str], call: str) -> tuple[list[str], bool]:
         """What is wrong after the operation under strace, and whether its process was killed."""

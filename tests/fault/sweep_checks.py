@@ -102,10 +102,11 @@ class Checks:
 
     def look_at_next(self, outcome: Outcome) -> None:
         """After the process's next operation: it goes on as if nothing had been."""
-        if outcome.next_answer is None:
-            self._check(outcome.error, "the process died at its next operation")
+        if outcome.error and self._operation.attaches:
+            return  # there is no facade that could go on
+        if not outcome.next_answer:
+            self._check(False, f"the next operation of the process fails: {outcome.next_error}")
             return
-        self._check(outcome.next_answer, "the next operation of the process fails")
         self._check(
             outcome.next_problem is None, f"the backup stays behind: {outcome.next_problem}"
         )

@@ -70,6 +70,7 @@ class Outcome:
     backup_problem: str | None = None
     reports: list[str] = field(default_factory=list)
     next_answer: bool | None = None
+    next_error: str = ""
     next_problem: str | None = None
 
 
@@ -148,8 +149,7 @@ def _run(
     _share(shared, outcome)
     _tell_and_wait(tell)
     if facade is not None:
-        outcome.next_answer = facade.update_task(make_task("witness", name=mark))
-        outcome.next_problem = facade.health().backup_problem
+        _perform_next(facade, mark, outcome)
         _share(shared, outcome)
     _tell_and_wait(tell)
 
@@ -200,6 +200,14 @@ def _perform(
         health = facade.health()
         outcome.store, outcome.backup_problem = health.store, health.backup_problem
     return facade
+
+
+def _perform_next(facade: SchedulerPersistence, mark: str, outcome: Outcome) -> None:
+    try:
+        outcome.next_answer = facade.update_task(make_task("witness", name=mark))
+        outcome.next_problem = facade.health().backup_problem
+    except Exception as error:  # noqa: BLE001 - as above
+        outcome.next_error = f"{type(error).__name__}: {error}"[:300]
 
 
 def _share(shared: mmap.mmap, outcome: Outcome) -> None:

@@ -60,7 +60,7 @@ class Sight:
     runs: Counter[str] | None = None
 
 
-class BadSnapshotError(Exception):
+class BadSnapshotError(AssertionError):
     """The snapshot is not a whole JSON list of tasks."""
 
 
