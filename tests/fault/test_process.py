@@ -20,30 +20,30 @@ from tests.fix_persistence import MakePersistence
 Use = Callable[[SchedulerPersistence], Any]
 
 
-@pytest.mark.parametrize(
-    ("use", "answer"),
-    [
-        (lambda p: p.add_task(secret_task("a")), False),
-        (lambda p: p.update_task(secret_task("missing")), False),
-        (lambda p: p.delete_task("missing"), False),
-        (lambda p: p.delete_task(""), False),
-        (lambda p: p.delete_task("x" * 300), False),
-        (lambda p: p.get_task("missing"), None),
-        (lambda p: p.get_task("with a \0"), None),
-        (lambda p: p.get_task_history(""), []),
-        (lambda p: p.log_task_execution("", True, "no id"), None),
-        (lambda p: p.log_task_execution("x" * 300, True, "too long an id"), None),
-        (lambda p: p.log_task_execution("a", True, "\0 \ud800", duration_seconds=1e300), None),
-        (lambda p: p.log_task_execution("a", True, duration_seconds=float("nan")), None),
-    ],
-)
+ANSWERED: list[tuple[Use, object]] = [
+    (lambda p: p.add_task(secret_task("a")), False),
+    (lambda p: p.update_task(secret_task("missing")), False),
+    (lambda p: p.delete_task("missing"), False),
+    (lambda p: p.delete_task(""), False),
+    (lambda p: p.delete_task("x" * 300), False),
+    (lambda p: p.get_task("missing"), None),
+    (lambda p: p.get_task("with a \0"), None),
+    (lambda p: p.get_task_history(""), []),
+    (lambda p: p.log_task_execution("", True, "no id"), None),
+    (lambda p: p.log_task_execution("x" * 300, True, "too long an id"), None),
+    (lambda p: p.log_task_execution("a", True, "\0 \ud800", duration_seconds=1e300), None),
+    (lambda p: p.log_task_execution("a", True, duration_seconds=float("nan")), None),
+]
+
+
 def test_a_mistake_that_is_answered_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, use: Use, answer: object
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
-    assert use(persistence) == answer
-    assert persistence.health().store == "database"
+    for use, answer in ANSWERED:
+        assert use(persistence) == answer
+        assert persistence.health().store == "database"
 
 
 BAD_TASKS: dict[str, Any] = {
@@ -63,39 +63,39 @@ BAD_TASKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("call", ["add_task", "update_task", "save_tasks"])
-@pytest.mark.parametrize("mistake", BAD_TASKS)
 def test_a_task_that_cannot_be_stored_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, call: str, mistake: str
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told, call: str
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
     before = persistence.load_tasks()
-    task = BAD_TASKS[mistake]
-    if call == "update_task" and isinstance(task, dict) and task["task_id"] == "c":
-        task = {**task, "task_id": "a"}
-    with pytest.raises(InvalidTaskError) as caught:
-        getattr(persistence, call)([secret_task("d"), task] if call == "save_tasks" else task)
-    told.check_secrets(str(caught.value))
-    assert persistence.load_tasks() == before
-    told.on_database(persistence)
+    for mistake, bad in BAD_TASKS.items():
+        task = bad
+        if call == "update_task" and isinstance(bad, dict) and bad["task_id"] == "c":
+            task = {**bad, "task_id": "a"}
+        with pytest.raises(InvalidTaskError) as caught:
+            getattr(persistence, call)([secret_task("d"), task] if call == "save_tasks" else task)
+        told.check_secrets(str(caught.value))
+        assert persistence.load_tasks() == before, mistake
+        told.on_database(persistence)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda p: p.get_task_history(limit=-1),
-        lambda p: p.get_task_history(limit=1.5),
-        lambda p: p.clear_old_history(-1),
-        lambda p: p.clear_old_history(float("nan")),
-    ],
-)
+WRONG_ARGUMENTS: list[Use] = [
+    lambda p: p.get_task_history(limit=-1),
+    lambda p: p.get_task_history(limit=1.5),
+    lambda p: p.clear_old_history(-1),
+    lambda p: p.clear_old_history(float("nan")),
+]
+
+
 def test_a_wrong_argument_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, use: Use
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
-    with pytest.raises(InvalidArgumentError):
-        use(persistence)
+    for use in WRONG_ARGUMENTS:
+        with pytest.raises(InvalidArgumentError):
+            use(persistence)
     told.on_database(persistence)
 
 
