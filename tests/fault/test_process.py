@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,30 +22,30 @@ from tests.fix_persistence import MakePersistence
 Use = Callable[[SchedulerPersistence], Any]
 
 
-@pytest.mark.parametrize(
-    ("use", "answer"),
-    [
-        (lambda p: p.add_task(secret_task("a")), False),
-        (lambda p: p.update_task(secret_task("missing")), False),
-        (lambda p: p.delete_task("missing"), False),
-        (lambda p: p.delete_task(""), False),
-        (lambda p: p.delete_task("x" * 300), False),
-        (lambda p: p.get_task("missing"), None),
-        (lambda p: p.get_task("with a \0"), None),
-        (lambda p: p.get_task_history(""), []),
-        (lambda p: p.log_task_execution("", True, "no id"), None),
-        (lambda p: p.log_task_execution("x" * 300, True, "too long an id"), None),
-        (lambda p: p.log_task_execution("a", True, "\0 \ud800", duration_seconds=1e300), None),
-        (lambda p: p.log_task_execution("a", True, duration_seconds=float("nan")), None),
-    ],
-)
+ANSWERED: list[tuple[Use, object]] = [
+    (lambda p: p.add_task(secret_task("a")), False),
+    (lambda p: p.update_task(secret_task("missing")), False),
+    (lambda p: p.delete_task("missing"), False),
+    (lambda p: p.delete_task(""), False),
+    (lambda p: p.delete_task("x" * 300), False),
+    (lambda p: p.get_task("missing"), None),
+    (lambda p: p.get_task("with a \0"), None),
+    (lambda p: p.get_task_history(""), []),
+    (lambda p: p.log_task_execution("", True, "no id"), None),
+    (lambda p: p.log_task_execution("x" * 300, True, "too long an id"), None),
+    (lambda p: p.log_task_execution("a", True, "\0 \ud800", duration_seconds=1e300), None),
+    (lambda p: p.log_task_execution("a", True, duration_seconds=float("nan")), None),
+]
+
+
 def test_a_mistake_that_is_answered_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, use: Use, answer: object
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
-    assert use(persistence) == answer
-    assert persistence.health().store == "database"
+    for use, answer in ANSWERED:
+        assert use(persistence) == answer
+        assert persistence.health().store == "database"
 
 
 BAD_TASKS: dict[str, Any] = {
@@ -63,39 +65,39 @@ BAD_TASKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("call", ["add_task", "update_task", "save_tasks"])
-@pytest.mark.parametrize("mistake", BAD_TASKS)
 def test_a_task_that_cannot_be_stored_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, call: str, mistake: str
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told, call: str
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
     before = persistence.load_tasks()
-    task = BAD_TASKS[mistake]
-    if call == "update_task" and isinstance(task, dict) and task["task_id"] == "c":
-        task = {**task, "task_id": "a"}
-    with pytest.raises(InvalidTaskError) as caught:
-        getattr(persistence, call)([secret_task("d"), task] if call == "save_tasks" else task)
-    told.check_secrets(str(caught.value))
-    assert persistence.load_tasks() == before
-    told.on_database(persistence)
+    for mistake, bad in BAD_TASKS.items():
+        task = bad
+        if call == "update_task" and isinstance(bad, dict) and bad["task_id"] == "c":
+            task = {**bad, "task_id": "a"}
+        with pytest.raises(InvalidTaskError) as caught:
+            getattr(persistence, call)([secret_task("d"), task] if call == "save_tasks" else task)
+        told.check_secrets(str(caught.value))
+        assert persistence.load_tasks() == before, mistake
+        told.on_database(persistence)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda p: p.get_task_history(limit=-1),
-        lambda p: p.get_task_history(limit=1.5),
-        lambda p: p.clear_old_history(-1),
-        lambda p: p.clear_old_history(float("nan")),
-    ],
-)
+WRONG_ARGUMENTS: list[Use] = [
+    lambda p: p.get_task_history(limit=-1),
+    lambda p: p.get_task_history(limit=1.5),
+    lambda p: p.clear_old_history(-1),
+    lambda p: p.clear_old_history(float("nan")),
+]
+
+
 def test_a_wrong_argument_opens_no_fallback(
-    opened: MakePersistence, base: Path, migrated_url: str, told: Told, use: Use
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told
 ) -> None:
     persistence = opened(base, url=migrated_url)
     fill(persistence)
-    with pytest.raises(InvalidArgumentError):
-        use(persistence)
+    for use in WRONG_ARGUMENTS:
+        with pytest.raises(InvalidArgumentError):
+            use(persistence)
     told.on_database(persistence)
 
 
@@ -142,8 +144,18 @@ def test_a_fork_after_connecting(tmp_path: Path, migrated_url: str) -> None:
 
 
 def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own; whatever hangs is ended with its children."""
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 CLOSED = {
