@@ -39,11 +39,12 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.tmp")
 
 
-def prepare(path: Path, content: bytes) -> Signature:
+def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
     """Write `content` durably beside `path`; return the signature that `publish` will give it.
 
     The modification time gets a nanosecond part of its own, which no later write by anybody can
-    hit: so the signature alone tells whether the file was changed since. Raises FileStoreError.
+    hit: so the signature alone tells whether the file was changed since. Mode and group are those
+    of the file at `like`, else at `path`. Raises FileStoreError.
     """
     temporary = _temporary(path)
     try:
@@ -51,7 +52,7 @@ def prepare(path: Path, content: bytes) -> Signature:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600)
         try:
-            _copy_permissions(path, descriptor)
+            _copy_permissions(like or path, descriptor)
             _write_all(descriptor, content)
             now = time.time_ns()
             os.utime(descriptor, ns=(now, now - random.randrange(1, 1_000_000)))  # noqa: S311
@@ -81,8 +82,34 @@ def replace(path: Path, content: bytes) -> Signature:
     return made
 
 
+def duplicate(path: Path, copy: Path) -> None:
+    """Give a file a second name, durable with its content; a copy where it cannot be linked.
+
+    Raises OSError and FileStoreError, and FileExistsError where the name is taken.
+    """
+    try:
+        copy.hardlink_to(path)
+        sync(copy)  # who wrote it may not have waited for the disk
+    except FileExistsError:
+        raise
+    except OSError:
+        # No links on this file system, or none to a file of another user.
+        prepare(copy, path.read_bytes(), like=path)
+        publish(copy)
+
+
+def sync(path: Path) -> None:
+    """Make a file durable that was written without waiting, and its name. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datahound_storage.codec import Task, as_in_snapshot
-from datahound_storage.errors import InvalidTaskError, SnapshotError
+from datahound_storage.errors import FileStoreError, InvalidTaskError, SnapshotError
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
 from datahound_storage.tasks import check
@@ -175,16 +175,17 @@ def report_damage(path: Path, found: Snapshot) -> None:
 def set_aside(path: Path) -> Path:
     """Keep a damaged snapshot under a name with the time; return that name. Raises SnapshotError.
 
-    The file is linked, not moved, so that it never has no name at all.
+    Durable when it returns. The file is linked or copied, not moved, so that its own name is never
+    missing.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = path.with_name(f"{path.name}.damaged-{stamp}")
     try:
-        kept.hardlink_to(path)
-        atomic.sync_directory(path.parent)
-    except OSError as error:
+        atomic.duplicate(path, kept)
+    except (OSError, FileStoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).removesuffix(".")
         raise SnapshotError(
-            f"{path} is damaged and could not be kept aside as {kept.name}: {error.strerror}. "
+            f"{path} is damaged and could not be kept aside as {kept.name}: {reason}. "
             "It is left as it is; copy it away by hand, then write again."
         ) from error
     log.error("the damaged snapshot is kept as %s", kept)
