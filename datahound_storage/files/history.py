@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -23,16 +24,13 @@ def append(path: Path, texts: Iterable[str], *, durable: bool) -> None:
     if not content:
         return
     try:
-        is_new = not path.exists()
         descriptor = open_or_create(path, os.O_RDWR | os.O_APPEND)
         try:
             _append(descriptor, content)
-            if durable:
-                os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if durable and is_new:
-            atomic.sync_directory(path.parent)
+        if durable:
+            _make_durable(path, content)
     except OSError as error:
         raise cannot("append to", path, error) from error
 
@@ -47,9 +45,23 @@ def _append(descriptor: int, content: bytes) -> None:
             # A full disk took a part of it; the next write tells why.
             _write_rest(descriptor, data[written:])
     except OSError:
-        # A part of a line is worse than none.
-        os.ftruncate(descriptor, size)
+        # A part of a line is worse than none. Where it cannot be cut off, the next line closes it.
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
         raise
+
+
+def _make_durable(path: Path, tail: bytes = b"") -> None:
+    """Put the file on disk, and its name: whoever made it may not have waited for that.
+
+    Where the disk refuses, a new file takes its place: a second sync of the old one would succeed
+    without what the first one has dropped, `tail` of it.
+    """
+    try:
+        atomic.sync(path)
+    except OSError:
+        whole = path.read_bytes()
+        atomic.replace(path, whole[: len(whole) - len(tail)] + tail)
 
 
 def _write_rest(descriptor: int, rest: bytes) -> None:
@@ -142,11 +154,6 @@ def remembered_cutoff(path: Path) -> datetime | None:
 def sync(path: Path) -> None:
     """Make lines that were appended without waiting durable. Raises FileStoreError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        atomic.sync_directory(path.parent)
+        _make_durable(path)
     except OSError as error:
         raise cannot("write", path, error) from error
