@@ -87,6 +87,10 @@ class SnapshotBackup:
         self._shown: dict[str, Hashes] = {}
         self._header = SidecarHeader()
         self._signature: atomic.Signature | None = None
+        # The snapshot that stands is a peer's, who may have died before its name was on disk; or
+        # the disk refused to keep the name, so that the file has to be written again.
+        self._adopted = False
+        self._refused = False
         # Changed tasks that the snapshot may not show, with the stamp where one is known.
         self._pending: dict[str, int | None] = {}
 
@@ -144,6 +148,7 @@ class SnapshotBackup:
         state = self._view.state
         return (
             state is not None
+            and not self._refused
             and self._header.watermark == str(state.watermark)
             and state.watermark.shows(stamp)
             and atomic.signature(self._paths.tasks_file) == self._signature
@@ -154,9 +159,16 @@ class SnapshotBackup:
             self._meet()
             return
         self._read()
-        if self._needs_writing():
+        if self._needs_writing() or self._refused:
             self._write()
+        elif self._adopted:
+            self._settle()
         self.problem = None
+
+    def _settle(self) -> None:
+        self._refused = True
+        atomic.settle(self._paths.tasks_file)
+        self._adopted = self._refused = False
 
     def _is_ours(self) -> bool:
         """Whether the snapshot is as we or a peer left it; takes note of a peer's."""
@@ -167,6 +179,7 @@ class SnapshotBackup:
         if found is None or theirs is None or theirs.header.file != found:
             return False
         self._header, self._shown, self._signature = theirs.header, theirs.tasks, found
+        self._adopted = True
         return True
 
     def _read(self) -> None:
@@ -241,7 +254,9 @@ class SnapshotBackup:
             sidecar.encode(header, self._view.sidecar_lines(), self._previous(hashes)),
         )
         atomic.publish(self._paths.sidecar_file)
+        self._refused = True
         atomic.publish(self._paths.tasks_file)
+        self._adopted = self._refused = False
         self._header, self._shown, self._signature = header, hashes, made
         self._pending = {}
         self.written_at = time.time()

@@ -108,6 +108,14 @@ def sync(path: Path) -> None:
     sync_directory(path.parent)
 
 
+def settle(path: Path) -> None:
+    """Make the name of a file durable that somebody else has renamed. Raises FileStoreError."""
+    try:
+        sync_directory(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,7 +24,7 @@ from datahound_storage import SchedulerPersistence
 from datahound_storage.errors import FileStoreError
 from tests.scheduler import make_task
 
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 _BOUND = 60
 _KEPT = 5
 
@@ -100,7 +100,7 @@ def writing(base: Path, name: str, url: str | None = None) -> Iterator[Writer]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=_ROOT,
+        cwd=ROOT,
         env=environment,
     ) as process:
         try:
