@@ -249,11 +249,14 @@ class SnapshotBackup:
             after=snapshot.digest(content),
         )
         hashes = self._view.hashes()
-        atomic.prepare(
-            self._paths.sidecar_file,
-            sidecar.encode(header, self._view.sidecar_lines(), self._previous(hashes)),
-        )
-        atomic.publish(self._paths.sidecar_file)
+        lines = self._view.sidecar_lines()
+        try:
+            atomic.replace(
+                self._paths.sidecar_file, sidecar.encode(header, lines, self._previous(hashes))
+            )
+        except FileStoreError:
+            atomic.discard(self._paths.tasks_file)
+            raise
         self._refused = True
         atomic.publish(self._paths.tasks_file)
         self._adopted = self._refused = False

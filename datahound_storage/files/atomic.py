@@ -61,7 +61,7 @@ def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
         finally:
             os.close(descriptor)
     except OSError as error:
-        _discard(temporary)
+        discard(path)
         raise cannot("write", path, error) from error
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -72,6 +72,7 @@ def publish(path: Path) -> None:
         os.replace(_temporary(path), path)
         sync_directory(path.parent)
     except OSError as error:
+        discard(path)
         raise cannot("replace", path, error) from error
 
 
@@ -131,9 +132,10 @@ def _write_all(descriptor: int, content: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _discard(temporary: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove what `prepare` wrote and nobody published: on a full disk it takes up room."""
     try:
-        temporary.unlink(missing_ok=True)
+        _temporary(path).unlink(missing_ok=True)
     except OSError:
         return  # the error that brought us here is the one to tell; the next write removes it
 

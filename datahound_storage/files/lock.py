@@ -121,6 +121,8 @@ def cannot(verb: str, path: Path, error: OSError) -> FileStoreError:
         errno.EROFS: "the file system is read-only: remount it",
         errno.ENOSPC: "free space on that disk",
         errno.EDQUOT: "free space on that disk or raise the quota",
+        errno.EFBIG: "raise this process's limit for the size of a file (ulimit -f)",
+        errno.EBUSY: "it is mounted by itself: mount its directory instead",
         errno.ENOENT: "create its directory",
         errno.EIO: "check the disk",
     }.get(error.errno or 0, "see the system's message")
