@@ -189,7 +189,7 @@ def test_a_damaged_snapshot_that_was_kept_aside_is_whole(
     assert names_in(base) == {"a": "Task a", "c": "Task c"}
 
 
-@pytest.mark.parametrize("lines", [1, 2, 9, 14, 30, 31])
+@pytest.mark.parametrize("lines", [1, 2, 9, 14, 32, 43])
 def test_a_cut_in_the_middle_of_a_call_leaves_the_old_state_or_the_new_one(
     disk: PowerDisk, base: Path, store_url: str | None, lines: int, opened: MakePersistence
 ) -> None:
