@@ -98,7 +98,7 @@ class PowerDisk:
 def small_disk(size: int = 1024**2) -> Iterator[SmallDisk]:
     """A tmpfs of its own; skips where it cannot be mounted."""
     with ExitStack() as resources:
-        path = resources.enter_context(_directory()) / "mounted"
+        path = resources.enter_context(open_directory()) / "mounted"
         path.mkdir()
         try:
             _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(path))
@@ -112,7 +112,7 @@ def small_disk(size: int = 1024**2) -> Iterator[SmallDisk]:
 def power_disk() -> Iterator[PowerDisk]:
     """An ext4 of its own; skips where it cannot be made or its power cannot be cut."""
     with ExitStack() as resources:
-        directory = resources.enter_context(_directory())
+        directory = resources.enter_context(open_directory())
         image, path = directory / "image", directory / "mounted"
         path.mkdir()
         disk = PowerDisk(image, path)
@@ -140,7 +140,20 @@ def _try_cut(disk: PowerDisk) -> None:
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def mounted_by_itself(path: Path) -> Iterator[None]:
+    """A file that is a mount, as in a container that was given this file only."""
+    try:
+        _run("mount", "--bind", str(path), str(path))
+    except OSError as error:
+        pytest.skip(f"needs root to mount a file: {error}")
+    try:
+        yield
+    finally:
+        _run("umount", str(path))
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
     """A directory that every user may pass, unlike pytest's own ones."""
     path = Path(tempfile.mkdtemp(prefix="datahound-disk-"))
     path.chmod(0o755)
