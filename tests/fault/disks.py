@@ -103,7 +103,7 @@ def small_disk(size: int = 1024**2) -> Iterator[SmallDisk]:
         try:
             _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(path))
         except OSError as error:
-            pytest.skip(f"needs root to mount a tmpfs: {error}")
+            pytest.skip(f"needs root to mount a tmpfs: {_reason(error, path)}")
         resources.callback(_run, "umount", str(path))
         yield SmallDisk(path)
 
@@ -122,7 +122,7 @@ def power_disk() -> Iterator[PowerDisk]:
             _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(image))
             disk.mount()
         except OSError as error:
-            pytest.skip(f"needs root, mkfs.ext4 and a loop device to mount an ext4: {error}")
+            pytest.skip(f"needs root, mkfs.ext4 and a loop device: {_reason(error, directory)}")
         resources.callback(disk.unmount)
         _try_cut(disk)
         yield disk
@@ -145,7 +145,7 @@ def mounted_by_itself(path: Path) -> Iterator[None]:
     try:
         _run("mount", "--bind", str(path), str(path))
     except OSError as error:
-        pytest.skip(f"needs root to mount a file: {error}")
+        pytest.skip(f"needs root to mount a file: {_reason(error, path)}")
     try:
         yield
     finally:
@@ -163,6 +163,11 @@ def open_directory() -> Iterator[Path]:
         # Never into a file system that is still mounted.
         if not (path / "mounted").is_mount():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """The error without random names: equal ones are printed once."""
+    return str(error.strerror).splitlines()[0].replace(str(path), "...")
 
 
 def _run(*command: str) -> None:

@@ -122,7 +122,8 @@ print(len(store.history(None, 10)))
 """
 
 
-def test_a_run_that_is_sent_again_after_a_failed_sync_is_one_run(base: Path) -> None:
+def test_a_run_that_is_sent_again_after_a_failed_sync_is_one_run(tmp_path: Path) -> None:
+    base = tmp_path / "base"
     temporary = history_file(base).with_name(".task_history.jsonl.tmp")
     told = run(RETRY, base, None, "error=EIO:when=1..2", history_file(base), temporary)
     assert told == ["refused", "1"]
@@ -183,8 +184,9 @@ def test_a_snapshot_of_a_peer_that_died_before_its_sync_is_put_on_disk(
     assert keys_in(base) == ["a"]
 
 
-def test_the_name_of_the_history_is_synced_though_an_earlier_call_made_it(base: Path) -> None:
+def test_the_name_of_the_history_is_synced_though_an_earlier_call_made_it(tmp_path: Path) -> None:
     """An ext4 syncs the name with the file; others need not."""
+    base = tmp_path / "base"
     script = """
 from datahound_storage.files import history
 path = Path(sys.argv[1]).parent / "logging/scheduler/task_history.jsonl"
