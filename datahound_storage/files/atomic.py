@@ -110,9 +110,11 @@ def sync(path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Make the name of a file durable that somebody else has renamed. Raises FileStoreError."""
+    """Make a file durable that somebody else has written, if it exists. Raises FileStoreError."""
     try:
-        sync_directory(path.parent)
+        sync(path)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise cannot("write", path, error) from error
 

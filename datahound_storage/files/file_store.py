@@ -90,7 +90,9 @@ class FileStore:
             lost.extend(wanted.conflicts)
             return _apply(wanted, texts)
 
-        self._change(change)
+        if not self._change(change):
+            # What is acknowledged stands there already, perhaps by code that did not sync it.
+            atomic.settle(self._paths.tasks_file)
 
     def log_run(self, entry: HistoryEntry) -> None:
         """Append a run to the history; on disk when it returns."""

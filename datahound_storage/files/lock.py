@@ -46,12 +46,25 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
     if not mutex.acquire(timeout=max(timeout, 0)):
         raise _timed_out(path, timeout)
     try:
+        with _open_until(path, deadline, timeout):
+            yield
+    finally:
+        mutex.release()
+
+
+@contextmanager
+def _open_until(path: Path, deadline: float, timeout: float) -> Iterator[None]:
+    """Hold the lock on the file that has the name when the wait is over."""
+    while True:
         descriptor = _open(path)
         owner = os.getpid()
         _held.add(descriptor)
         try:
             _wait(descriptor, path, deadline, timeout)
+            if not _has_name(descriptor, path):
+                continue  # somebody removed it as stale: later comers take another file
             yield
+            return
         finally:
             if os.getpid() == owner:
                 _held.discard(descriptor)
@@ -60,8 +73,15 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
                     fcntl.flock(descriptor, fcntl.LOCK_UN)
                 with suppress(OSError):
                     os.close(descriptor)
-    finally:
-        mutex.release()
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise cannot("lock", path, error) from error
 
 
 def _open(path: Path) -> int:

@@ -98,12 +98,12 @@ class PowerDisk:
 def small_disk(size: int = 1024**2) -> Iterator[SmallDisk]:
     """A tmpfs of its own; skips where it cannot be mounted."""
     with ExitStack() as resources:
-        path = resources.enter_context(_directory()) / "mounted"
+        path = resources.enter_context(open_directory()) / "mounted"
         path.mkdir()
         try:
             _run("mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(path))
         except OSError as error:
-            pytest.skip(f"needs root to mount a tmpfs: {error}")
+            pytest.skip(f"needs root to mount a tmpfs: {_reason(error, path)}")
         resources.callback(_run, "umount", str(path))
         yield SmallDisk(path)
 
@@ -112,7 +112,7 @@ def small_disk(size: int = 1024**2) -> Iterator[SmallDisk]:
 def power_disk() -> Iterator[PowerDisk]:
     """An ext4 of its own; skips where it cannot be made or its power cannot be cut."""
     with ExitStack() as resources:
-        directory = resources.enter_context(_directory())
+        directory = resources.enter_context(open_directory())
         image, path = directory / "image", directory / "mounted"
         path.mkdir()
         disk = PowerDisk(image, path)
@@ -122,7 +122,7 @@ def power_disk() -> Iterator[PowerDisk]:
             _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", str(image))
             disk.mount()
         except OSError as error:
-            pytest.skip(f"needs root, mkfs.ext4 and a loop device to mount an ext4: {error}")
+            pytest.skip(f"needs root, mkfs.ext4 and a loop device: {_reason(error, directory)}")
         resources.callback(disk.unmount)
         _try_cut(disk)
         yield disk
@@ -140,7 +140,20 @@ def _try_cut(disk: PowerDisk) -> None:
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def mounted_by_itself(path: Path) -> Iterator[None]:
+    """A file that is a mount, as in a container that was given this file only."""
+    try:
+        _run("mount", "--bind", str(path), str(path))
+    except OSError as error:
+        pytest.skip(f"needs root to mount a file: {_reason(error, path)}")
+    try:
+        yield
+    finally:
+        _run("umount", str(path))
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
     """A directory that every user may pass, unlike pytest's own ones."""
     path = Path(tempfile.mkdtemp(prefix="datahound-disk-"))
     path.chmod(0o755)
@@ -150,6 +163,11 @@ def _directory() -> Iterator[Path]:
         # Never into a file system that is still mounted.
         if not (path / "mounted").is_mount():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """The error without random names: equal ones are printed once."""
+    return str(error.strerror).splitlines()[0].replace(str(path), "...")
 
 
 def _run(*command: str) -> None:

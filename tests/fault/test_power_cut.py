@@ -189,7 +189,17 @@ def test_a_damaged_snapshot_that_was_kept_aside_is_whole(
     assert names_in(base) == {"a": "Task a", "c": "Task c"}
 
 
-@pytest.mark.parametrize("lines", [1, 2, 9, 14, 30, 31])
+def test_a_state_that_the_old_code_had_written_already_is_on_disk_once_acknowledged(
+    disk: PowerDisk, base: Path, make: MakePersistence
+) -> None:
+    tasks = named(a="1", b="1")
+    OldCode(base).save(tasks)
+    assert make().save_tasks(tasks)
+    disk.cut()
+    assert names_in(base) == {"a": "1", "b": "1"}
+
+
+@pytest.mark.parametrize("lines", [1, 2, 9, 14, 32, 43])
 def test_a_cut_in_the_middle_of_a_call_leaves_the_old_state_or_the_new_one(
     disk: PowerDisk, base: Path, store_url: str | None, lines: int, opened: MakePersistence
 ) -> None:

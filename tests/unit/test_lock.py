@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,36 @@ def test_a_directory_in_the_place_of_the_lock_is_an_error_and_the_next_try_is_fr
     path.rmdir()
     with locked(path, 0):
         assert path.is_file()
+
+
+def is_open_here(path: Path) -> bool:
+    wanted = path.stat()
+    for descriptor in range(3, 256):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), wanted):
+                return True
+    return False
+
+
+def test_a_lock_file_that_was_removed_while_somebody_waited_for_it_is_not_held(path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with locked(path, 60):
+            entered.set()
+
+    waiting = threading.Thread(target=enter)
+    with held_by_old_code(path):
+        waiting.start()
+        while not is_open_here(path):
+            time.sleep(0.001)  # it has to have opened the file that is removed now
+        path.unlink()
+        second = held_by_old_code(path)
+        second.__enter__()
+    try:
+        # What is asked for is that nothing happens: half a second is many polls of the lock.
+        assert not entered.wait(0.5)
+    finally:
+        second.__exit__(None, None, None)
+        waiting.join()
+    assert entered.is_set()
