@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,7 +17,7 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
-from datahound_storage.postgres.changes import Changes, DatabaseState
+from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import line_of
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reconcile import (
@@ -117,7 +117,7 @@ def plan_meeting(
 ) -> Plan:
     """What is to be done to the database. Raises DivergedError, SnapshotError."""
     if keep is None:
-        _check_belongs(side, changes, paths)
+        _check_belongs(side, changes, dal, paths)
         if side.unchanged:
             return Plan()
     base = None
@@ -152,7 +152,7 @@ def _version(text: str, changed_us: int, base: Base | None) -> Version:
     return Version(text, task, datetime.fromtimestamp(changed_us / 1_000_000, UTC))
 
 
-def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None:
+def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: StatePaths) -> None:
     """Refuse a database that is another one, or that lies before what the files show."""
     if side.sidecar is None or not changes.state.filled:
         return
@@ -162,7 +162,7 @@ def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
             f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
-    if lies_before(changes.state, changes.newest_us, header):
+    if lies_before(changes, side.sidecar, dal):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
             f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
@@ -170,12 +170,31 @@ def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None
         )
 
 
-def lies_before(state: DatabaseState, newest_us: int, header: sidecar.SidecarHeader) -> bool:
-    """Whether the database has not yet seen what the snapshot shows."""
+def lies_before(changes: Changes, known: Sidecar, dal: StorageDAL) -> bool:
+    """Whether the database has not seen all of what the snapshot shows."""
+    state, header = changes.state, known.header
     if header.incarnation == state.incarnation:
         return Watermark.parse(header.watermark).xmax > state.watermark.xmax
     # Transaction ids do not survive dump and restore; the stamps' times do.
-    return int(header.shown_us) > newest_us
+    return header.shown_us > changes.newest_us or _has_forgotten(known, changes, dal.tombstones())
+
+
+def _has_forgotten(known: Sidecar, changes: Changes, buried: Container[str]) -> bool:
+    """Whether the database lacks a part of what the snapshot shows, though it knows newer changes.
+
+    So it is where a standby that lagged was promoted, and another host has written to it since.
+    """
+    rows = {stored.task_key: stored for stored in changes.tasks}
+    for task_key, hashes in known.tasks.items():
+        stored = rows.get(task_key)
+        if stored is None:
+            if task_key not in buried:
+                return True
+        elif stored.changed_us <= known.header.shown_us:
+            now = hashes_of(decode(stored.text))
+            if now not in (hashes, known.previous.get(task_key)):
+                return True
+    return False
 
 
 def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:

@@ -23,9 +23,9 @@ from datahound_storage.errors import (
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Hashes, SidecarHeader
+from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.halves import hashes_of
-from datahound_storage.postgres.changes import DatabaseState
+from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
@@ -195,15 +195,17 @@ class SnapshotBackup:
 
     def _read(self) -> None:
         changes = self._dal.read_changes(self._view.state)
-        self._check_not_before(changes.state, changes.newest_us)
+        self._check_not_before(changes)
         touched = self._view.apply(changes)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
         self._pending.update((key, stamps.get(key)) for key in touched)
 
-    def _check_not_before(self, state: DatabaseState, newest_us: int) -> None:
-        header = self._header
-        if header.database != state.identity or lies_before(state, newest_us, header):
+    def _check_not_before(self, changes: Changes) -> None:
+        known = Sidecar(self._header, self._shown)
+        if known.header.database != changes.state.identity or lies_before(
+            changes, known, self._dal
+        ):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "
                 f"{self._paths.tasks_file} shows (a failover to a standby that lagged, a restored "
