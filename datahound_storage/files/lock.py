@@ -14,7 +14,8 @@ from pathlib import Path
 from datahound_storage.errors import FileStoreError, LockTimeoutError
 
 _FIRST_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.02
+# Who has waited long must not poll more rarely than who comes now, or it never gets its turn.
+_LONGEST_PAUSE = 0.002
 
 _mutexes: dict[Path, threading.Lock] = {}
 
