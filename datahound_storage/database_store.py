@@ -165,9 +165,8 @@ class DatabaseStore:
         try:
             self._dal.add_run(row_of(line))
         except DatabaseError as error:
-            if not appended:
-                raise
-            self._files.sync_history()
+            if not (appended and self._try_files(self._files.sync_history)):
+                raise  # the files take over, and append it again under the same id
             raise CommittedError(str(error)) from error
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
