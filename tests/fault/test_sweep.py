@@ -39,6 +39,7 @@ def urls(request: pytest.FixtureRequest, mode: str) -> Iterator[list[str | None]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("tracer")
 @pytest.mark.parametrize(
     ("name", "mode"), [(operation.name, mode) for operation in ALL for mode in operation.modes]
