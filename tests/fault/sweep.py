@@ -28,7 +28,16 @@ import psycopg
 
 from datahound_storage import StorageError
 from tests.fault.sweep_checks import Checks
-from tests.fault.sweep_operations import Operation, find
+from tests.fault.sweep_meetings import Attach, AttachToFiles, LoadAfterFileEdit, LoadAfterRowEdit
+from tests.fault.sweep_operations import (
+    AddTask,
+    ClearHistory,
+    DeleteTask,
+    LogRun,
+    Operation,
+    SaveTasks,
+    UpdateTask,
+)
 from tests.fault.sweep_trial import (
     Outcome,
     Point,
@@ -39,6 +48,18 @@ from tests.fault.sweep_trial import (
 )
 from tests.fault.sweep_world import World
 
+ALL: tuple[Operation, ...] = (
+    AddTask(),
+    UpdateTask(),
+    DeleteTask(),
+    SaveTasks(),
+    LogRun(),
+    ClearHistory(),
+    LoadAfterFileEdit(),
+    LoadAfterRowEdit(),
+    Attach(),
+    AttachToFiles(),
+)
 # Of the calls that operations make, those on files and directories.
 FILE_CALLS = re.compile(
     r"open(at)?|creat|p?(read|write)(64|v)?|f(data)?sync|(un|sym|read)?link(at)?|"
@@ -122,6 +143,11 @@ def sweep(name: str, mode: str, directory: Path, urls: Sequence[str | None]) -> 
                 raise AssertionError(f"the sweep itself failed: status {process.returncode}")
             total.add(Report(**json.loads(output)))
     return total
+
+
+def find(name: str, mode: str) -> Operation:
+    """The operation of a name in a mode."""
+    return next(each for each in ALL if each.name == name and mode in each.modes)
 
 
 class Sweep:
