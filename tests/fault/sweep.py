@@ -28,7 +28,16 @@ import psycopg
 
 from datahound_storage import StorageError
 from tests.fault.sweep_checks import Checks
-from tests.fault.sweep_operations import Operation, find
+from tests.fault.sweep_meetings import Attach, AttachToFiles, LoadAfterFileEdit, LoadAfterRowEdit
+from tests.fault.sweep_operations import (
+    AddTask,
+    ClearHistory,
+    DeleteTask,
+    LogRun,
+    Operation,
+    SaveTasks,
+    UpdateTask,
+)
 from tests.fault.sweep_trial import (
     Outcome,
     Point,
@@ -39,6 +48,18 @@ from tests.fault.sweep_trial import (
 )
 from tests.fault.sweep_world import World
 
+ALL: tuple[Operation, ...] = (
+    AddTask(),
+    UpdateTask(),
+    DeleteTask(),
+    SaveTasks(),
+    LogRun(),
+    ClearHistory(),
+    LoadAfterFileEdit(),
+    LoadAfterRowEdit(),
+    Attach(),
+    AttachToFiles(),
+)
 # Of the calls that operations make, those on files and directories.
 FILE_CALLS = re.compile(
     r"open(at)?|creat|p?(read|write)(64|v)?|f(data)?sync|(un|sym|read)?link(at)?|"
@@ -124,6 +145,11 @@ def sweep(name: str, mode: str, directory: Path, urls: Sequence[str | None]) -> 
     return total
 
 
+def find(name: str, mode: str) -> Operation:
+    """The operation of a name in a mode."""
+    return next(each for each in ALL if each.name == name and mode in each.modes)
+
+
 class Sweep:
     """All trials of one operation in one world."""
 
@@ -150,7 +176,7 @@ class Sweep:
 
     def _points(self) -> list[Point]:
         """The points of the operation, as a trace of it tells."""
-        problems, _ = self._attempt(["trace=all"], "")
+        problems, _ = self._attempt(None)
         self.report.failures += [f"without any fault: {problem}" for problem in problems]
         calls = calls_of(self._log)
         return [
@@ -161,7 +187,7 @@ class Sweep:
         ]
 
     def _try(self, point: Point) -> None:
-        problems, killed = self._attempt(point.expressions, point.call)
+        problems, killed = self._attempt(point)
         if killed if point.kind == "KILL" else was_injected(self._log):
             self.report.points += 1
             self.report.kinds[point.kind] = self.report.kinds.get(point.kind, 0) + 1
@@ -169,20 +195,21 @@ class Sweep:
             self.report.missed += 1
         self.report.failures += [f"{point}: {problem}" for problem in problems]
 
-    def _attempt(self, expressions: list[str], call: str) -> tuple[list[str], bool]:
+    def _attempt(self, point: Point | None) -> tuple[list[str], bool]:
         try:
-            return self._trial(expressions, call)
+            return self._trial(point)
         except (AssertionError, OSError, StorageError, psycopg.Error) as error:
             return [f"{type(error).__name__}: {error}"], False
 
-    def _trial(self, expressions: list[str], call: str) -> tuple[list[str], bool]:
+    def _trial(self, point: Point | None) -> tuple[list[str], bool]:
         """What is wrong after the operation under strace, and whether its process was killed."""
         self._count += 1
         world, mark = self._world, f"{self._lane}-{self._count}"
         self._operation.prepare(world, mark)
         if self._operation.attaches:
             world.close()
-        patience = IMPATIENT if call in STALLING else PATIENT
+        patience = IMPATIENT if point and point.call in STALLING else PATIENT
+        expressions = point.expressions if point else ["trace=all"]
         with Process(world, self._operation, mark, patience) as process:
             self._operation.meddle(world, mark)
             checks = Checks(world, self._operation, mark)
@@ -190,7 +217,7 @@ class Sweep:
                 is_alive = process.go()
                 if is_alive:
                     checks.look(process.outcome())
-                if is_alive and call != "close":
+                if is_alive and self._can_go_on(point):
                     process.go()
                     checks.look_at_next(process.outcome())
                 process.end()
@@ -202,6 +229,10 @@ class Sweep:
         checks.look_afresh()
         world.forget_runs()
         return checks.problems, not is_alive
+
+    def _can_go_on(self, point: Point | None) -> bool:
+        """Not where the fault did not strike yet, as it would strike in what follows."""
+        return point is None or (point.call != "close" and was_injected(self._log))
 
 
 def _kinds(call: str) -> Iterator[str]:
@@ -226,7 +257,8 @@ def main() -> None:
     operation = find(options.operation, options.mode)
     options.base.mkdir(parents=True, exist_ok=True)
     # What the package reports is expected here, and none of the reader's business.
-    logging.getLogger("datahound_storage").addHandler(logging.NullHandler())
+    for name in ("datahound_storage", "psycopg"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     report = Sweep(World(options.base, options.url), operation, options.lane).run(options.lanes)
     print(json.dumps(asdict(report)))
 

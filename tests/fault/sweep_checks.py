@@ -102,7 +102,7 @@ class Checks:
 
     def look_at_next(self, outcome: Outcome) -> None:
         """After the process's next operation: it goes on as if nothing had been."""
-        if outcome.error and self._operation.attaches:
+        if not outcome.store:
             return  # there is no facade that could go on
         if not outcome.next_answer:
             self._check(False, f"the next operation of the process fails: {outcome.next_error}")

@@ -9,7 +9,6 @@ import pytest
 
 from tests import servers
 from tests.fault import sweep
-from tests.fault.sweep_operations import ALL
 
 LANES = min(os.cpu_count() or 1, 4)
 # An operation that durably changes something makes more system calls than this.
@@ -42,7 +41,8 @@ def urls(request: pytest.FixtureRequest, mode: str) -> Iterator[list[str | None]
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("tracer")
 @pytest.mark.parametrize(
-    ("name", "mode"), [(operation.name, mode) for operation in ALL for mode in operation.modes]
+    ("name", "mode"),
+    [(operation.name, mode) for operation in sweep.ALL for mode in operation.modes],
 )
 def test_no_fault_loses_anything(
     name: str,
