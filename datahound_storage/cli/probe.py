@@ -104,7 +104,7 @@ def find_store(settings: Settings, files: Files) -> Finding:
 
 def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -> None:
     finding.schema = schema = dal.database.run(migrations.inspect).result
-    _require_writable(dal)
+    require_writable(dal)
     finding.reason = f"{settings.url_variable} leads to {finding.place}"
     if schema.state is not SchemaState.CURRENT:
         if schema.state is SchemaState.AHEAD or not settings.auto_upgrade:
@@ -120,7 +120,9 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
     finding.contents = Contents(statuses, count_rows(dal).runs, newest)
 
 
-def _require_writable(dal: StorageDAL) -> None:
+def require_writable(dal: StorageDAL) -> None:
+    """Raise DatabaseUnavailableError where nothing can be written."""
+
     def is_read_only(connection: DeadlineConnection) -> bool:
         row = connection.execute("SHOW transaction_read_only").fetchone()
         return row == ("on",)
@@ -159,8 +161,8 @@ def _require_belonging(changes: Changes, files: Files) -> None:
     else:
         return
     raise DatabaseError(
-        f"{problem}. Correct the URL or restore a newer state; or, to merge both (nothing is "
-        f"deleted), move {files.paths.sidecar_file} away and start again."
+        f"{problem}. Correct the URL or restore a newer state; or choose a side: "
+        "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
     )
 
 
