@@ -134,12 +134,14 @@ def plan_meeting(
                 "Mend it, or keep `both` or `database`."
             )
         return choose_files(files, database)
+    # Who chose `both` was promised that nothing is deleted.
+    heeds_deletions = base is None and changes.state.filled and keep is None
     return Meeting(
         base=base,
         files=files,
         database=database,
         files_complete=side.is_complete,
-        deleted_at=dal.tombstones() if base is None and changes.state.filled else {},
+        deleted_at=dal.tombstones() if heeds_deletions else {},
     ).plan()
 
 
