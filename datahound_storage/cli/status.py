@@ -61,16 +61,13 @@ def _tell_damage(files: Files, finding: Finding) -> None:
     for problem in files.snapshot.problems:
         say(f"  damaged: {problem}")
     if finding.store == "database":
-        used = f"the database; of this file what was changed in the {readable} that can be read"
-        do = "nothing is lost unless the file was edited: then look for the edits in the kept file"
+        used = f"the database, and what the {readable} that can be read add; nothing is deleted"
+        do = "look in the kept file for tasks and edits that the database lacks; make them again"
     else:
         used = f"the {readable} that can be read, and nothing else"
-        do = (
-            "mend the file before a process writes, or later look into the kept file for what is "
-            "missing and add those tasks again"
-        )
+        do = "mend the file before a process writes; or add later what only the kept file has"
         if not finding.serves:
-            do += "; or let the database serve, which has them (see `why`)"
+            do += "; or first let the database serve, which may have them (see `why`)"
     kept = f"before it is written again the file is kept, as {name}.damaged-TIME"
     print_facts([("  used", used), ("  kept", kept), ("  to do", do)])
 
