@@ -10,7 +10,7 @@ import pytest
 
 from tests import servers
 
-pytest_plugins = ["tests.fix_persistence"]
+pytest_plugins = ["tests.fix_persistence", "tests.fix_cli"]
 
 
 def pytest_report_header() -> str:

@@ -98,7 +98,7 @@ def yesterday(installation: Installation) -> None:
 def today(installation: Installation) -> None:
     """What happened since, on the database and in its snapshot."""
     persistence = installation.open()
-    task = persistence.get_task("edited")
+    task: dict[str, Any] = persistence.get_task("edited") or {}
     task["name"] = "edited today"
     assert persistence.update_task(task)
     assert persistence.delete_task("deleted")

@@ -25,11 +25,6 @@ CHOICES = [*Keep]
 
 
 @pytest.fixture
-def mine(base: Path, migrated_url: str) -> Installation:
-    return Installation(base, migrated_url)
-
-
-@pytest.fixture
 def outage(embedded_directory: Path) -> Iterator[EmbeddedServer]:
     """A server of the test's own, that it can stop and start."""
     with EmbeddedServer(embedded_directory, settings={"fsync": "off"}) as server:
