@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from datahound_storage.codec import decode
@@ -15,7 +15,7 @@ from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.sidecar import Hashes, Sidecar
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
@@ -117,7 +117,7 @@ def plan_meeting(
 ) -> Plan:
     """What is to be done to the database. Raises DivergedError, SnapshotError."""
     if keep is None:
-        _check_belongs(side, changes, paths)
+        _check_belongs(side, changes, dal, paths)
         if side.unchanged:
             return Plan()
     base = None
@@ -153,7 +153,7 @@ def _version(text: str, changed_us: int, base: Base | None) -> Version:
     return Version(text, task, datetime.fromtimestamp(changed_us / 1_000_000, UTC))
 
 
-def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None:
+def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: StatePaths) -> None:
     """Refuse a database that is another one, or that lies before what the files show."""
     if side.sidecar is None or not changes.state.filled:
         return
@@ -163,7 +163,7 @@ def _check_belongs(side: FilesSide, changes: Changes, paths: StatePaths) -> None
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
             f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
-    if lies_before(changes.state, changes.newest_us, header):
+    if is_older(changes, header, side.sidecar.tasks, dal):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
             f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
@@ -177,6 +177,46 @@ def lies_before(state: DatabaseState, newest_us: int, header: sidecar.SidecarHea
         return Watermark.parse(header.watermark).xmax > state.watermark.xmax
     # Transaction ids do not survive dump and restore; the stamps' times do.
     return int(header.shown_us) > newest_us
+
+
+def is_older(
+    changes: Changes, header: sidecar.SidecarHeader, shown: Mapping[str, Hashes], dal: StorageDAL
+) -> bool:
+    """Whether the database is older than the snapshot, which shows `shown`."""
+    if header.incarnation == changes.state.incarnation:
+        return lies_before(changes.state, changes.newest_us, header)
+    if not changes.full:
+        return False  # then an earlier reading was, and has been looked at
+    # A restore starts transaction ids anew, and a single change after it hides the dump's age.
+    return lies_before(changes.state, changes.newest_us, header) or _has_forgotten(
+        changes, header, shown, dal.tombstones()
+    )
+
+
+def _has_forgotten(
+    changes: Changes,
+    header: sidecar.SidecarHeader,
+    shown: Mapping[str, Hashes],
+    deleted_at: Mapping[str, datetime],
+) -> bool:
+    """Whether something is missing that the snapshot showed.
+
+    What was not changed since then must be as shown, and what is not there deleted since then.
+    """
+    since = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=header.shown_us)
+    present = {task.task_key for task in changes.tasks}
+    if any(
+        task.changed_us <= header.shown_us and shown.get(task.task_key) != _hashes(task.text)
+        for task in changes.tasks
+    ):
+        return True
+    if header.epoch != changes.state.epoch:
+        return False  # emptied since then, which leaves no trace of single tasks
+    return any(deleted_at.get(key, since) <= since for key in shown if key not in present)
+
+
+def _hashes(text: str) -> Hashes:
+    return hashes_of(decode(text))
 
 
 def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from datahound_storage.attach import Keep, lies_before, meet
+from datahound_storage.attach import Keep, is_older, meet
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,
@@ -26,7 +26,7 @@ from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, SidecarHeader
 from datahound_storage.halves import hashes_of
-from datahound_storage.postgres.changes import DatabaseState
+from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.tasks import TaskText
@@ -175,16 +175,16 @@ class SnapshotBackup:
 
     def _read(self) -> None:
         changes = self._dal.read_changes(self._view.state)
-        self._check_not_before(changes.state, changes.newest_us)
+        self._check_not_before(changes)
         touched = self._view.apply(changes)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
         self._pending.update((key, stamps.get(key)) for key in touched)
 
-    def _check_not_before(self, state: DatabaseState, newest_us: int) -> None:
+    def _check_not_before(self, changes: Changes) -> None:
         header = self._header
-        if header.database != state.identity or (
-            header.incarnation == state.incarnation and lies_before(state, newest_us, header)
+        if header.database != changes.state.identity or is_older(
+            changes, header, self._shown, self._dal
         ):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from datahound_storage import migrations
-from datahound_storage.attach import lies_before
+from datahound_storage.attach import is_older
 from datahound_storage.bootstrap import make_dal
 from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import decode
@@ -114,7 +114,7 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
         finding.reason += f"; the start upgrades the schema, or now: `{schema.command}`"
         return
     changes = dal.read_changes(None)
-    _require_belonging(changes, files)
+    _require_belonging(dal, changes, files)
     statuses = Counter(str(decode(task.text).get("status")) for task in changes.tasks)
     newest = [entry_of_stored(run) for run in dal.newest_runs(None, LAST_RUNS)]
     finding.contents = Contents(statuses, count_rows(dal).runs, newest)
@@ -149,14 +149,14 @@ def _require_may_upgrade(dal: StorageDAL) -> None:
         )
 
 
-def _require_belonging(changes: Changes, files: Files) -> None:
+def _require_belonging(dal: StorageDAL, changes: Changes, files: Files) -> None:
     """Raise DatabaseError where a start would refuse to let the sides meet."""
     if files.sidecar is None or not changes.state.filled:
         return
     header = files.sidecar.header
     if header.database != changes.state.identity:
         problem = "another database wrote the snapshot than the one that the URL leads to"
-    elif lies_before(changes.state, changes.newest_us, header):
+    elif is_older(changes, header, files.sidecar.tasks, dal):
         problem = "the database is older than what the snapshot shows (a restored dump?)"
     else:
         return

@@ -77,6 +77,74 @@ def test_a_database_restored_from_yesterdays_dump(
     ]
 
 
+@pytest.mark.parametrize("after", ["edit", "another host", "deletion"])
+def test_what_happens_after_a_restore_does_not_hide_it(
+    mine: Installation, tmp_path: Path, after: str
+) -> None:
+    situations.restored(mine, tmp_path)
+    if after == "edit":
+        mine.sql("UPDATE scheduler_tasks SET company = 'Bolt' WHERE task_key = 'kept'")
+    elif after == "deletion":
+        mine.sql("DELETE FROM scheduler_tasks WHERE task_key = 'edited'")
+    else:
+        host = Installation(tmp_path / "host", mine.url).open()
+        assert host.add_task(make_task("from another host"))
+        host.close()
+    refuses(mine, "older than")
+    process = mine.open()
+    assert process.health().store == "files"
+    assert "datahound-storage reconcile" in process.health().reason
+    process.close()
+    assert mine.names() == situations.TODAY
+    act(mine, Keep.BOTH)
+    assert mine.names().items() >= situations.TODAY.items()
+    mine.require_equal()
+
+
+def test_a_dump_of_the_present_state_is_no_older_one(mine: Installation, tmp_path: Path) -> None:
+    situations.yesterday(mine)
+    situations.today(mine)
+    situations.dump(mine.url, tmp_path / "dump")
+    situations.restore(mine.url, tmp_path / "dump")
+    mine.sql("UPDATE scheduler_tasks SET company = 'Bolt' WHERE task_key = 'kept'")
+    mine.sql("DELETE FROM scheduler_tasks WHERE task_key = 'edited'")
+    found = act(mine)
+    assert (found.to_files, found.deleted_in_files) == (["kept"], ["edited"])
+    mine.require_equal()
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_restore_under_a_running_process_overwrites_nothing(
+    mine: Installation, tmp_path: Path, edited: bool
+) -> None:
+    situations.yesterday(mine)
+    situations.dump(mine.url, tmp_path / "dump")
+    situations.today(mine)
+    process = mine.open()
+    situations.restore(mine.url, tmp_path / "dump")
+    if edited:
+        mine.sql("UPDATE scheduler_tasks SET company = 'Bolt' WHERE task_key = 'kept'")
+    assert {t["task_id"] for t in process.load_tasks()} == situations.TODAY.keys()
+    assert process.health().store == "files"
+    process.close()
+    assert mine.names() == situations.TODAY
+    refuses(mine, "older than")
+
+
+def test_a_restore_of_the_present_state_under_a_running_process_is_no_outage(
+    mine: Installation, tmp_path: Path
+) -> None:
+    situations.yesterday(mine)
+    process = mine.open()
+    situations.dump(mine.url, tmp_path / "dump")
+    situations.restore(mine.url, tmp_path / "dump")
+    assert len(process.load_tasks()) == len(process.load_tasks()) == 3
+    assert process.add_task(make_task("new"))
+    assert process.health().store == "database"
+    process.close()
+    mine.require_equal()
+
+
 @pytest.mark.parametrize("keep", CHOICES)
 def test_a_copy_of_the_database_from_yesterday(
     mine: Installation, server: TestServer, keep: Keep
