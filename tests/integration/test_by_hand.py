@@ -101,6 +101,28 @@ def test_what_happens_after_a_restore_does_not_hide_it(
     mine.require_equal()
 
 
+@pytest.mark.parametrize("lost", ["addition", "edit", "deletion", "second addition"])
+def test_each_single_change_that_a_dump_lacks_is_noticed(
+    mine: Installation, tmp_path: Path, lost: str
+) -> None:
+    situations.yesterday(mine)
+    process = mine.open()
+    process.delete_task("deleted")
+    situations.dump(mine.url, tmp_path / "dump")
+    if lost == "edit":
+        process.update_task({**(process.get_task("edited") or {}), "name": "edited today"})
+    elif lost == "deletion":
+        process.delete_task("edited")
+    else:
+        process.add_task(make_task("added" if lost == "addition" else "deleted"))
+    process.close()
+    names = mine.names()
+    situations.restore(mine.url, tmp_path / "dump")
+    mine.sql("UPDATE scheduler_tasks SET company = 'Bolt' WHERE task_key = 'kept'")
+    refuses(mine, "older than")
+    assert mine.names() == names
+
+
 def test_a_dump_of_the_present_state_is_no_older_one(mine: Installation, tmp_path: Path) -> None:
     situations.yesterday(mine)
     situations.today(mine)
