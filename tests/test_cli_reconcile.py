@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from datahound_storage.files import conflicts
 from datahound_storage.migrations import downgrade
+from datahound_storage.tasks import Conflict
 from tests import situations
 from tests.fix_cli import DEAD_URL, Call, failed
+from tests.fix_persistence import MakePersistence
 from tests.scheduler import OldCode, make_task
 from tests.servers import TestServer
 from tests.situations import RESULTS, Installation
@@ -185,6 +190,28 @@ def test_a_standby_is_refused(call: Call, mine: Installation, arguments: list[st
     separator = "&" if "?" in mine.url else "?"
     url = f"{mine.url}{separator}options=-cdefault_transaction_read_only%3Don"
     failed(call("reconcile", *arguments, url=url), "standby or read-only")
+
+
+def test_what_root_does_leaves_the_files_to_the_schedulers_user(
+    call: Call, mine: Installation, opened: MakePersistence
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to act for another user")
+    situations.yesterday(mine)
+    user = pwd.getpwnam("nobody")
+    for path in [mine.base, *mine.base.rglob("*")]:
+        os.chown(path, user.pw_uid, user.pw_gid)
+    mine.paths.lock_file.unlink()
+    mine.paths.sidecar_file.unlink()
+    files = opened(mine.base)
+    files.add_task(make_task("new"))
+    lost = Conflict("new", "operator", "later", '{"task_id": "new"}', "a test")
+    conflicts.append(mine.paths.conflicts_file, [lost])
+    assert call("conflicts", "--forget", "f1").exit_code == 0
+    assert call("reconcile", url=mine.url).exit_code == 0
+    made = [path for path in mine.base.rglob("*") if path.is_file()]
+    assert mine.paths.sidecar_file in made
+    assert {path.name: path.owner() for path in made} == {path.name: "nobody" for path in made}
 
 
 def test_a_snapshot_that_cannot_be_read(call: Call, mine: Installation) -> None:
