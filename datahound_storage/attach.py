@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from datahound_storage.codec import decode
@@ -14,7 +14,7 @@ from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
@@ -135,12 +135,14 @@ def plan_meeting(
                 "Mend it, or keep `both` or `database`."
             )
         return choose_files(files, database)
+    # Who chose `both` was promised that nothing is deleted.
+    heeds_deletions = base is None and changes.state.filled and keep is None
     return Meeting(
         base=base,
         files=files,
         database=database,
         files_complete=side.is_complete,
-        deleted_at=dal.tombstones() if base is None and changes.state.filled else {},
+        deleted_at=dal.tombstones() if heeds_deletions else {},
     ).plan()
 
 
@@ -162,7 +164,7 @@ def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: St
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
             f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
-    if lies_before(changes, side.sidecar, dal):
+    if is_older(changes, header, side.sidecar.tasks, dal):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
             f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
@@ -170,31 +172,50 @@ def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: St
         )
 
 
-def lies_before(changes: Changes, known: Sidecar, dal: StorageDAL) -> bool:
-    """Whether the database has not seen all of what the snapshot shows."""
-    state, header = changes.state, known.header
-    if header.incarnation == state.incarnation:
-        return Watermark.parse(header.watermark).xmax > state.watermark.xmax
+def _lies_before(changes: Changes, header: SidecarHeader) -> bool:
+    """Whether the database has not yet seen the newest of what the snapshot shows."""
+    if header.incarnation == changes.state.incarnation:
+        return Watermark.parse(header.watermark).xmax > changes.state.watermark.xmax
     # Transaction ids do not survive dump and restore; the stamps' times do.
-    return header.shown_us > changes.newest_us or _has_forgotten(known, changes, dal.tombstones())
+    return header.shown_us > changes.newest_us
 
 
-def _has_forgotten(known: Sidecar, changes: Changes, buried: Container[str]) -> bool:
-    """Whether the database lacks a part of what the snapshot shows, though it knows newer changes.
+def is_older(
+    changes: Changes, header: SidecarHeader, shown: Mapping[str, Hashes], dal: StorageDAL
+) -> bool:
+    """Whether the database is older than the snapshot, which shows `shown`."""
+    if header.incarnation == changes.state.incarnation:
+        return _lies_before(changes, header)
+    if not changes.full:
+        return False  # then an earlier reading was, and has been looked at
+    # A restore starts transaction ids anew, and a single change after it hides the dump's age.
+    return _lies_before(changes, header) or _has_forgotten(changes, header, shown, dal.tombstones())
 
-    So it is where a standby that lagged was promoted, and another host has written to it since.
+
+def _has_forgotten(
+    changes: Changes,
+    header: SidecarHeader,
+    shown: Mapping[str, Hashes],
+    deleted_at: Mapping[str, datetime],
+) -> bool:
+    """Whether something is missing that the snapshot showed.
+
+    What was not changed since then must be as shown, and what is not there deleted since then.
     """
-    rows = {stored.task_key: stored for stored in changes.tasks}
-    for task_key, hashes in known.tasks.items():
-        stored = rows.get(task_key)
-        if stored is None:
-            if task_key not in buried:
-                return True
-        elif stored.changed_us <= known.header.shown_us:
-            now = hashes_of(decode(stored.text))
-            if now not in (hashes, known.previous.get(task_key)):
-                return True
-    return False
+    since = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=header.shown_us)
+    present = {task.task_key for task in changes.tasks}
+    if any(
+        task.changed_us <= header.shown_us and shown.get(task.task_key) != _hashes(task.text)
+        for task in changes.tasks
+    ):
+        return True
+    if header.epoch != changes.state.epoch:
+        return False  # emptied since then, which leaves no trace of single tasks
+    return any(deleted_at.get(key, since) <= since for key in shown if key not in present)
+
+
+def _hashes(text: str) -> Hashes:
+    return hashes_of(decode(text))
 
 
 def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:

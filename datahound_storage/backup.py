@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from datahound_storage.attach import Keep, lies_before, meet
+from datahound_storage.attach import Keep, is_older, meet
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,
@@ -23,7 +23,7 @@ from datahound_storage.errors import (
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
+from datahound_storage.files.sidecar import Hashes, SidecarHeader
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.stored import StoredTask
@@ -202,9 +202,9 @@ class SnapshotBackup:
         self._pending.update((key, stamps.get(key)) for key in touched)
 
     def _check_not_before(self, changes: Changes) -> None:
-        known = Sidecar(self._header, self._shown)
-        if known.header.database != changes.state.identity or lies_before(
-            changes, known, self._dal
+        header = self._header
+        if header.database != changes.state.identity or is_older(
+            changes, header, self._shown, self._dal
         ):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
 
 from datahound_storage.attach import (
     FilesSide,
@@ -13,18 +16,21 @@ from datahound_storage.attach import (
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.reconcile import Plan
-from datahound_storage.tasks import TaskText
+from datahound_storage.tasks import TaskText, parse_time
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a meeting would do; the lists hold task keys.
+    """What a meeting would do; the lists of tasks hold their keys.
 
     `to_database` are written there from the files, `deleted_in_database` are deleted there;
-    `to_files` are written to the snapshot from the database, `deleted_in_files` leave it. `lost`
-    are the versions that lose and are kept as conflicts.
+    `to_files` are written to the snapshot from the database, `deleted_in_files` leave it;
+    `reordered`: tasks of the snapshot get the database's order. `lost` are the versions that lose
+    and are kept as conflicts. `damage` is what cannot be read in the snapshot, which is kept aside.
+    `runs_pruned` leave the table, as they were trimmed while the files were the only store.
     """
 
     to_database: list[str]
@@ -35,6 +41,9 @@ class Preview:
     reports: list[str]
     runs_to_database: int
     runs_to_files: int
+    runs_pruned: int = 0
+    reordered: bool = False
+    damage: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
@@ -42,27 +51,91 @@ class Preview:
         return not any(vars(self).values())
 
 
-def preview(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Preview:
-    """Work out what `reconcile` would do; nothing is written, no lock is taken.
+@dataclass(frozen=True)
+class Standing:
+    """How two sides compare that are not allowed to meet by themselves.
 
-    Raises DivergedError where a choice is needed; DatabaseError, FileStoreError, SnapshotError.
+    `files_of` and `database` are the identities of the database that wrote the snapshot and of the
+    one that the URL leads to; `files_show` and `database_newest` the times of their newest changes.
     """
-    side = FilesSide(snapshot.read(paths.tasks_file), sidecar.read(paths.sidecar_file))
-    changes = dal.read_changes(None)
-    plan = plan_meeting(side, changes, dal, paths, keep)
-    files = {item.task_key: item.text for item in side.snapshot.items}
-    after = _carried_out(plan, [TaskText(s.task_key, s.text) for s in changes.tasks])
-    runs = _runs(dal, paths)
-    return Preview(
-        to_database=[prepared.task_key for prepared in plan.write],
-        deleted_in_database=plan.delete,
-        to_files=[key for key, text in after.items() if files.get(key) != text],
-        deleted_in_files=[key for key in files if key not in after],
-        lost=[conflict.task_key for conflict in plan.conflicts],
-        reports=plan.reports,
-        runs_to_database=runs[0],
-        runs_to_files=runs[1],
-    )
+
+    tasks_in_files: int
+    tasks_in_database: int
+    only_in_files: int
+    only_in_database: int
+    different: int
+    files_of: str | None
+    database: str
+    files_show: datetime | None
+    files_newest: datetime | None
+    database_newest: datetime | None
+
+
+class Sides:
+    """Files and database as they are now. Only reads, without a lock.
+
+    Raises DatabaseError, FileStoreError.
+    """
+
+    def __init__(self, dal: StorageDAL, paths: StatePaths) -> None:
+        self._dal = dal
+        self._paths = paths
+        self._files = FilesSide(snapshot.read(paths.tasks_file), sidecar.read(paths.sidecar_file))
+        self._changes = dal.read_changes(None)
+        stored = sorted(self._changes.tasks, key=lambda task: (task.position, task.task_key))
+        self._in_database = [TaskText(task.task_key, task.text) for task in stored]
+        self._in_files = {item.task_key: item.text for item in self._files.snapshot.items}
+
+    def preview(self, keep: Keep | None = None) -> Preview:
+        """What a meeting would do. Raises DivergedError where a choice is needed, SnapshotError."""
+        plan = plan_meeting(self._files, self._changes, self._dal, self._paths, keep)
+        files, after = self._in_files, _carried_out(plan, self._in_database)
+        to_database, to_files, pruned = self._runs
+        return Preview(
+            to_database=[prepared.task_key for prepared in plan.write],
+            deleted_in_database=plan.delete,
+            to_files=[key for key, text in after.items() if files.get(key) != text],
+            deleted_in_files=[key for key in files if key not in after],
+            lost=[conflict.task_key for conflict in plan.conflicts],
+            reports=plan.reports,
+            runs_to_database=to_database,
+            runs_to_files=to_files,
+            runs_pruned=pruned,
+            reordered=_common(files, after) != _common(after, files),
+            damage=self._files.snapshot.problems,
+        )
+
+    @cached_property
+    def _runs(self) -> tuple[int, int, int]:
+        """How many runs go to the database, how many to the files, how many leave the table."""
+        dal, paths = self._dal, self._paths
+        trimmed = history.remembered_cutoff(paths.history_state_file)
+        # They leave the table before it is compared with the files.
+        pruned = dal.run_ids_before(trimmed) if trimmed else set()
+        recorded = dal.run_ids() - pruned
+        shown = {line.run_id: line.ended_at for line in history.lines(paths.history_files)}
+        cutoff = max((time for time in (dal.history_cutoff(), trimmed) if time), default=None)
+        missing = [ended for run_id, ended in shown.items() if run_id not in recorded]
+        to_database = sum(cutoff is None or ended >= cutoff for ended in missing)
+        return to_database, len(recorded - shown.keys()), len(pruned)
+
+    def standing(self) -> Standing:
+        """How the sides compare."""
+        database = dict(self._in_database)
+        files, known, changes = self._in_files, self._files.sidecar, self._changes
+        updates = (item.task.get("updated_at") for item in self._files.snapshot.items)
+        return Standing(
+            tasks_in_files=len(files),
+            tasks_in_database=len(database),
+            only_in_files=len(files.keys() - database.keys()),
+            only_in_database=len(database.keys() - files.keys()),
+            different=sum(database[k] != text for k, text in files.items() if k in database),
+            files_of=known.header.database if known else None,
+            database=changes.state.identity,
+            files_show=_time(known.header.shown_us) if known else None,
+            files_newest=max(filter(None, map(parse_time, updates)), default=None),
+            database_newest=_time(changes.newest_us),
+        )
 
 
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:
@@ -71,21 +144,37 @@ def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:
     return after | {prepared.task_key: prepared.text for prepared in plan.write}
 
 
-def _runs(dal: StorageDAL, paths: StatePaths) -> tuple[int, int]:
-    recorded, cutoff = dal.run_ids(), dal.history_cutoff()
-    shown = {line.run_id: line.ended_at for line in history.lines(paths.history_files)}
-    missing = [ended for run_id, ended in shown.items() if run_id not in recorded]
-    to_database = sum(cutoff is None or ended >= cutoff for ended in missing)
-    return to_database, len(recorded - shown.keys())
+def _common(keys: Iterable[str], others: dict[str, str]) -> list[str]:
+    return [key for key in keys if key in others]
+
+
+def _time(microseconds: int) -> datetime | None:
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC) if microseconds else None
+
+
+def preview(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Preview:
+    """Work out what `reconcile` would do; nothing is written, no lock is taken.
+
+    Raises DivergedError where a choice is needed; DatabaseError, FileStoreError, SnapshotError.
+    """
+    return Sides(dal, paths).preview(keep)
 
 
 def reconcile(
     dal: StorageDAL, paths: StatePaths, patience: float, keep: Keep | None = None
-) -> None:
+) -> Preview:
     """Let files and database meet as a start does, or as the operator decided.
 
-    Both are durable, and equal, when it returns. Raises DivergedError where a choice is needed;
-    DatabaseError, FileStoreError, SnapshotError, LockTimeoutError.
+    Both are durable, and equal, when it returns what there was to do; what others changed in that
+    moment is not in it. Raises DivergedError where a choice is needed; DatabaseError,
+    FileStoreError, SnapshotError, LockTimeoutError.
     """
+    # First of all: what is refused must not even keep a damaged snapshot aside.
+    found = preview(dal, paths, keep)
+    try:
+        paths.make_directories()
+    except OSError as error:
+        raise cannot("create", paths.history_file.parent, error) from error
     SnapshotBackup(dal, paths, patience).attach(keep)
     sync_history(dal, paths, patience)
+    return found

@@ -233,6 +233,10 @@ class StorageDAL:
         """The ids of all runs that ended."""
         return self.database.run(run_table.run_ids, bulk=True).result
 
+    def run_ids_before(self, cutoff: datetime) -> set[str]:
+        """The ids of the runs that `purge_task_runs` would delete."""
+        return self.database.run(lambda c: run_table.ids_before(c, cutoff), bulk=True).result
+
     def runs_by_ids(self, ids: Sequence[str]) -> Iterator[StoredRun]:
         """The runs with these ids, oldest first within each batch of the ids."""
         for start in range(0, len(ids), run_table.BATCH):

@@ -16,6 +16,7 @@ URL_VARIABLE = "DATAHOUND_STORAGE_URL"
 PLATFORM_URL_VARIABLE = "DATABASE_URL"
 SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
+_PARAMETER = re.compile(r"[A-Za-z_]{1,40}")
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", ""})
 
@@ -81,23 +82,45 @@ def normalize_url(value: str, variable: str = URL_VARIABLE) -> str | None:
 
 def _check_url(url: str, variable: str) -> None:
     # The parser's own message can quote a part of the URL, and so a password: it stays out.
+    if _is_well_formed(url):
+        return
+    if (name := _unknown_parameter(url)) is not None:
+        raise SettingsError(
+            f"{variable} has the parameter {name!r}, which PostgreSQL's client does not know: "
+            "check its spelling."
+        )
+    raise SettingsError(
+        f"{variable} is malformed: check the port, and write special characters in the user "
+        "name and the password percent-encoded (@ as %40, / as %2F, : as %3A)."
+    )
+
+
+def _is_well_formed(url: str) -> bool:
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
     try:
         parts = conninfo_to_dict(url)
-        ports = str(parts.get("port") or "")
-        well_formed = all(port.isdecimal() for port in ports.split(",") if port)
-        # An @ after the first one, or after a slash, is in a password that was not encoded.
-        path = url.partition("://")[2].partition("?")[0].partition("/")[2]
-        well_formed = well_formed and "@" not in str(parts.get("host") or "") + path
     except (ProgrammingError, UnicodeError):
-        well_formed = False
-    if not well_formed:
-        raise SettingsError(
-            f"{variable} is malformed: check the port, and write special characters in the user "
-            "name and the password percent-encoded (@ as %40, / as %2F, : as %3A)."
-        )
+        return False
+    ports = str(parts.get("port") or "")
+    # An @ after the first one, or after a slash, is in a password that was not encoded.
+    path = url.partition("://")[2].partition("?")[0].partition("/")[2]
+    has_password_elsewhere = "@" in str(parts.get("host") or "") + path
+    return all(p.isdecimal() for p in ports.split(",") if p) and not has_password_elsewhere
+
+
+def _unknown_parameter(url: str) -> str | None:
+    """The parameter that makes a URL unusable; None unless it is certain to be no password."""
+    from psycopg.pq import Conninfo
+
+    rest, _, query = url.partition("?")
+    if "@" in query or not _is_well_formed(rest):
+        return None
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"ssl"}
+    names = [pair.partition("=")[0] for pair in query.split("&")]
+    unknown = [name for name in names if name not in known and _PARAMETER.fullmatch(name)]
+    return unknown[0] if unknown else None
 
 
 def describe_url(url: str) -> str:

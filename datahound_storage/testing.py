@@ -48,13 +48,13 @@ class EmbeddedServer:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | str,
         version: int = 18,
         tcp: bool = False,
         *,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        self.directory = directory.absolute()
+        self.directory = Path(directory).absolute()
         self._installation = _installation(version)
         self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         self._settings = {"max_connections": "200", **(settings or {})}

@@ -10,7 +10,7 @@ import pytest
 
 from tests import servers
 
-pytest_plugins = ["tests.fix_persistence", "tests.fault.fix_faults"]
+pytest_plugins = ["tests.fix_persistence", "tests.fix_cli", "tests.fault.fix_faults"]
 
 
 def pytest_report_header() -> str:

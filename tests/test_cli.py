@@ -21,13 +21,11 @@ from datahound_storage import __version__
 from datahound_storage.cli import COMMANDS, cli
 from datahound_storage.cli.output import printable
 from datahound_storage.migrations import downgrade, upgrade
+from tests.fix_cli import DEAD_URL, URL, failed
 from tests.fix_persistence import MakePersistence
 from tests.scheduler import EXAMPLES, make_task
 
-URL = "DATAHOUND_STORAGE_URL"
 SCRIPT = Path(sys.executable).with_name("datahound-storage")
-# Nobody listens on port 1.
-DEAD_URL = "postgresql://user:hush@127.0.0.1:1/nowhere"
 
 Run = Callable[..., Result]
 
@@ -54,17 +52,6 @@ def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def failed(result: Result, *words: str) -> None:
-    """It ended with exit code 2 and one line on stderr, and told no secrets."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "hush" not in result.output
-    for word in words:
-        assert word in result.stderr
-
-
 # All commands.
 
 
@@ -74,23 +61,24 @@ def test_every_command_explains_itself(run: Run, command: str) -> None:
     assert result.exit_code == 0
     for option in ("--url", "--data-dir", "--json"):
         assert option in result.stdout
+    assert "Exit code" in result.stdout
     assert command in run("--help").stdout
 
 
-@pytest.mark.parametrize("command", ["upgrade", "status", "verify"])
+@pytest.mark.parametrize("command", ["upgrade", "status", "verify", "reconcile", "conflicts"])
 @pytest.mark.parametrize("url", ["mysql://user:hush@host/x", "postgresql://user:hu/sh@host:x/y"])
 def test_a_url_that_cannot_be_used_is_an_error(run: Run, command: str, url: str) -> None:
     failed(run(command, url=url), URL)
     failed(run(command, "--url", url), "--url")
 
 
-@pytest.mark.parametrize("command", ["upgrade", "verify"])
+@pytest.mark.parametrize("command", ["upgrade", "verify", "reconcile"])
 def test_a_command_on_the_database_needs_a_url(run: Run, command: str) -> None:
     failed(run(command), "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set")
     failed(run(command, url=" "), "DATAHOUND_STORAGE_URL is empty")
 
 
-@pytest.mark.parametrize("command", ["upgrade", "verify"])
+@pytest.mark.parametrize("command", ["upgrade", "verify", "reconcile"])
 def test_a_command_on_the_database_needs_a_server(run: Run, command: str) -> None:
     failed(run(command, url=DEAD_URL), "127.0.0.1:1/nowhere", "Check that the server runs")
 
@@ -344,7 +332,7 @@ def test_status_with_another_database_than_the_snapshot_shows(
     result = run("status", url=migrated_url)
     assert result.exit_code == 1
     assert "another database" in result.stdout
-    assert ".scheduled_tasks.state.json" in result.stdout
+    assert "datahound-storage reconcile --dry-run" in result.stdout
 
 
 def test_status_with_a_database_that_is_older_than_the_snapshot(
@@ -359,14 +347,44 @@ def test_status_with_a_database_that_is_older_than_the_snapshot(
     result = run("status", url=migrated_url)
     assert result.exit_code == 1
     assert "older than what the snapshot shows" in result.stdout
+    assert "datahound-storage reconcile --dry-run" in result.stdout
 
 
-def test_status_names_what_is_damaged(run: Run, base: Path) -> None:
+def damage_told(result: Result) -> dict[str, str]:
+    """What `status` says of a damaged snapshot, by its headings."""
+    assert "DAMAGED (see below)" in result.stdout
+    assert "written it yet" not in result.stdout
+    told = result.stdout.split("The snapshot is damaged\n")[1].splitlines()
+    lines = (line.strip().partition(":") for line in told)
+    return {name: text.strip() for name, _, text in lines}
+
+
+def test_status_names_what_is_damaged_what_would_be_used_and_what_to_do(
+    run: Run, base: Path
+) -> None:
     path = base / "data/scheduler/scheduled_tasks.json"
     path.write_text(path.read_text()[:-3])
     result = run("status")
     assert result.exit_code == 0
-    assert "damaged: item 40" in result.stdout
+    told = damage_told(result)
+    assert told["damaged"].startswith("item 40")
+    assert told["used"] == "the 39 tasks that can be read, and nothing else"
+    assert "scheduled_tasks.json.damaged-TIME" in told["kept"]
+    assert told["to do"].startswith("mend the file before a process writes")
+    told = damage_told(run("status", url=DEAD_URL))
+    assert told["used"] == "the 39 tasks that can be read, and nothing else"
+    assert "let the database serve" in told["to do"]
+
+
+def test_status_with_a_damaged_snapshot_and_a_database(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url)
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.write_text(path.read_text()[:-3])
+    told = damage_told(run("status", url=migrated_url))
+    assert told["used"].startswith("the database, and what the 39 tasks that can be read add")
+    assert "that the database lacks" in told["to do"]
 
 
 def test_status_with_a_snapshot_that_cannot_be_read(run: Run, base: Path) -> None:

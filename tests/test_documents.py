@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from datahound_storage.files import conflicts
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.tasks import Conflict
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PLACEHOLDER = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
@@ -52,6 +56,9 @@ def make_checkout(directory: Path) -> None:
     for name in ("data", "logging"):
         shutil.copytree(ROOT / "examples" / name, directory / name)
     (directory / "sql.py").write_text(_SQL)
+    # So that the runbook has something to show and to forget.
+    lost = [Conflict(key, "operator", "later", f'{{"task_id": "{key}"}}', "a test") for key in "ab"]
+    conflicts.append(StatePaths.below(directory / "data").conflicts_file, lost)
 
 
 @pytest.mark.parametrize("document", names(DOCUMENTS))
@@ -71,6 +78,8 @@ def test_the_commands_of_a_document_run(document: str, database_url: str, tmp_pa
     assert done.returncode == 0, done.stdout
     if "datahound-storage verify" in commands:
         assert "\nequal\n" in done.stdout
+    if "conflicts --forget f1" in commands:
+        assert "\n2 conflicts forgotten\n" in done.stdout
 
 
 def test_there_are_commands_to_run() -> None:

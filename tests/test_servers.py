@@ -110,6 +110,12 @@ def test_the_embedded_server_fits_below_a_deep_directory(embedded_directory: Pat
         assert _value(embedded.url, "SELECT 1") == 1
 
 
+def test_the_embedded_server_takes_its_directory_as_text(embedded_directory: Path) -> None:
+    with EmbeddedServer(str(embedded_directory)) as embedded:
+        assert _value(embedded.url, "SELECT 1") == 1
+        assert (embedded_directory / "data" / "PG_VERSION").exists()
+
+
 def test_the_embedded_server_says_why_it_does_not_start(embedded_directory: Path) -> None:
     with pytest.raises(StorageError, match="max_connections"):
         EmbeddedServer(embedded_directory, settings={"max_connections": "none"}).start()

@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from datahound_storage import __version__
-from datahound_storage.cli import status, upgrade, verify
+from datahound_storage.cli import conflicts, reconcile, status, upgrade, verify
 from datahound_storage.cli.output import printable
 from datahound_storage.errors import StorageError
 
 # A new command: its module, and a line here.
-COMMANDS = (upgrade.command, status.command, verify.command)
+COMMANDS = (upgrade.command, status.command, verify.command, reconcile.command, conflicts.command)
 
 EXIT_FAILED = 2
 _EXIT_INTERRUPTED = 130

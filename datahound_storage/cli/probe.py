@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from datahound_storage import migrations
-from datahound_storage.attach import lies_before
+from datahound_storage.attach import is_older
 from datahound_storage.bootstrap import make_dal
 from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import decode
@@ -104,7 +104,7 @@ def find_store(settings: Settings, files: Files) -> Finding:
 
 def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -> None:
     finding.schema = schema = dal.database.run(migrations.inspect).result
-    _require_writable(dal)
+    require_writable(dal)
     finding.reason = f"{settings.url_variable} leads to {finding.place}"
     if schema.state is not SchemaState.CURRENT:
         if schema.state is SchemaState.AHEAD or not settings.auto_upgrade:
@@ -114,13 +114,15 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
         finding.reason += f"; the start upgrades the schema, or now: `{schema.command}`"
         return
     changes = dal.read_changes(None)
-    _require_belonging(changes, files, dal)
+    _require_belonging(dal, changes, files)
     statuses = Counter(str(decode(task.text).get("status")) for task in changes.tasks)
     newest = [entry_of_stored(run) for run in dal.newest_runs(None, LAST_RUNS)]
     finding.contents = Contents(statuses, count_rows(dal).runs, newest)
 
 
-def _require_writable(dal: StorageDAL) -> None:
+def require_writable(dal: StorageDAL) -> None:
+    """Raise DatabaseUnavailableError where nothing can be written."""
+
     def is_read_only(connection: DeadlineConnection) -> bool:
         row = connection.execute("SHOW transaction_read_only").fetchone()
         return row == ("on",)
@@ -147,19 +149,20 @@ def _require_may_upgrade(dal: StorageDAL) -> None:
         )
 
 
-def _require_belonging(changes: Changes, files: Files, dal: StorageDAL) -> None:
+def _require_belonging(dal: StorageDAL, changes: Changes, files: Files) -> None:
     """Raise DatabaseError where a start would refuse to let the sides meet."""
     if files.sidecar is None or not changes.state.filled:
         return
-    if files.sidecar.header.database != changes.state.identity:
+    header = files.sidecar.header
+    if header.database != changes.state.identity:
         problem = "another database wrote the snapshot than the one that the URL leads to"
-    elif lies_before(changes, files.sidecar, dal):
+    elif is_older(changes, header, files.sidecar.tasks, dal):
         problem = "the database is older than what the snapshot shows (a restored dump?)"
     else:
         return
     raise DatabaseError(
-        f"{problem}. Correct the URL or restore a newer state; or, to merge both (nothing is "
-        f"deleted), move {files.paths.sidecar_file} away and start again."
+        f"{problem}. Correct the URL or restore a newer state; or choose a side: "
+        "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
     )
 
 

@@ -48,10 +48,28 @@ def _tell(files: Files, finding: Finding) -> None:
         facts += _contents(finding.contents)
     facts += [("snapshot", _snapshot(files)), ("history", str(files.paths.history_file))]
     print_facts(facts)
-    for problem in files.snapshot.problems:
-        say(f"  damaged: {problem}")
+    if files.snapshot.damaged:
+        _tell_damage(files, finding)
     if finding.contents is not None:
         print_table("Last runs", _RUN_COLUMNS, map(_run_row, finding.contents.last_runs))
+
+
+def _tell_damage(files: Files, finding: Finding) -> None:
+    """What is damaged in the snapshot, what would be used, and what to do."""
+    name, readable = files.paths.tasks_file.name, counted(len(files.snapshot.items), "task")
+    say("\nThe snapshot is damaged")
+    for problem in files.snapshot.problems:
+        say(f"  damaged: {problem}")
+    if finding.store == "database":
+        used = f"the database, and what the {readable} that can be read add; nothing is deleted"
+        do = "look in the kept file for tasks and edits that the database lacks; make them again"
+    else:
+        used = f"the {readable} that can be read, and nothing else"
+        do = "mend the file before a process writes; or add later what only the kept file has"
+        if not finding.serves:
+            do += "; or first let the database serve, which may have them (see `why`)"
+    kept = f"before it is written again the file is kept, as {name}.damaged-TIME"
+    print_facts([("  used", used), ("  kept", kept), ("  to do", do)])
 
 
 def _store(finding: Finding) -> str:
@@ -71,7 +89,9 @@ def _snapshot(files: Files) -> str:
     if files.written_at is None:
         return f"{files.paths.tasks_file}: missing"
     age = timedelta(seconds=round((datetime.now(UTC) - files.written_at).total_seconds()))
-    if files.is_ours:
+    if files.snapshot.damaged:
+        writer = "DAMAGED (see below)"
+    elif files.is_ours:
         writer = "as this package wrote it"
     elif files.sidecar is None:
         writer = "this package has not written it yet"

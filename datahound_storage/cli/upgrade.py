@@ -45,6 +45,11 @@ def command(
     it done. Without --snapshot and --history the files are those of the data directory, as far as
     they exist. It is what `alembic upgrade head` does from a checkout, and what a process does at
     its start unless DATAHOUND_STORAGE_AUTO_UPGRADE is off.
+
+    \b
+    Exit code
+      0  the schema is at the revision: upgraded, or nothing to do
+      2  could not be done: no URL, no connection, no permission, a newer schema, unusable files
     """
     url = required_url(settings)
     # The revisions import nothing of this package: this variable is how they find the files.

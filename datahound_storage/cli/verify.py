@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import click
 
-from datahound_storage import migrations
-from datahound_storage.bootstrap import make_dal
-from datahound_storage.cli.options import (
-    DATA_DIR_VARIABLE,
-    json_option,
-    required_url,
-    with_settings,
-)
+from datahound_storage.cli.access import database_at_head, existing_paths
+from datahound_storage.cli.options import json_option, required_url, with_settings
 from datahound_storage.cli.output import counted, print_json, print_table, say
-from datahound_storage.errors import FileStoreError, SchemaError
-from datahound_storage.files.paths import StatePaths
-from datahound_storage.migrations import SchemaState
 from datahound_storage.settings import Settings
 from datahound_storage.verify import VerifyReport, compare
 
@@ -54,21 +45,10 @@ def command(settings: Settings, limit: int, as_json: bool) -> None:
 
 
 def _compare(settings: Settings) -> VerifyReport:
-    url = required_url(settings)
-    paths = StatePaths.below(settings.data_dir)
-    if not paths.scheduler_dir.is_dir():
-        raise FileStoreError(
-            f"there is no directory {paths.scheduler_dir}: set {DATA_DIR_VARIABLE} or give "
-            "--data-dir."
-        )
-    dal = make_dal(settings, url)
-    try:
-        schema = dal.database.run(migrations.inspect).result
-        if schema.state is not SchemaState.CURRENT:
-            raise SchemaError(schema.message)
+    required_url(settings)
+    paths = existing_paths(settings)
+    with database_at_head(settings) as dal:
         return compare(dal, paths, patience=settings.operation_timeout)
-    finally:
-        dal.close()
 
 
 def _tell(report: VerifyReport, limit: int) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from datahound_storage.files.lock import cannot
+from datahound_storage.files.lock import cannot, give_as_root
 
 
 class Signature(NamedTuple):
@@ -143,13 +143,18 @@ def discard(path: Path) -> None:
 
 
 def _copy_permissions(path: Path, descriptor: int) -> None:
-    """Mode and group of the file that is replaced; for a new one, those of a shared directory."""
+    """Mode and group of the file that is replaced; for a new one, those of a shared directory.
+
+    Root, who runs a command, keeps the owner too: the scheduler could not read it otherwise.
+    """
     try:
         # Of a link it is its target that counts: the link itself is open to all.
         old = os.stat(path)
         mode, group = old.st_mode & 0o777, old.st_gid
+        give_as_root(descriptor, old.st_uid)
     except FileNotFoundError:
         directory = os.stat(path.parent)
+        give_as_root(descriptor, directory.st_uid)
         shared = bool(directory.st_mode & 0o020)
         mode, group = (0o660, directory.st_gid) if shared else (0o600, -1)
     if group not in (-1, os.fstat(descriptor).st_gid):

@@ -99,19 +99,31 @@ def _open(path: Path) -> int:
 
 
 def open_or_create(path: Path, flags: int) -> int:
-    """Open a file; a new one is for its owner, in a shared directory for the directory's group."""
+    """Open a file; a new one is for its owner, in a shared directory for the directory's group.
+
+    What root makes is for the directory's owner.
+    """
     flags |= os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return os.open(path, flags | os.O_CREAT, 0o600)
     directory = path.parent.stat()
+    give_as_root(descriptor, directory.st_uid)
     if directory.st_mode & 0o020:
         # Whatever the umask is. Who is no member of the group cannot give a file to it.
         with suppress(PermissionError):
             os.fchown(descriptor, -1, directory.st_gid)
             os.fchmod(descriptor, 0o660)
     return descriptor
+
+
+def give_as_root(descriptor: int, owner: int) -> None:
+    """What root makes belongs to those whose directory or file it is; others cannot give."""
+    if os.geteuid() == 0:
+        # A network file system may not let root do it.
+        with suppress(PermissionError):
+            os.fchown(descriptor, owner, -1)
 
 
 def _wait(descriptor: int, path: Path, deadline: float, timeout: float) -> None:

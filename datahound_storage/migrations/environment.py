@@ -81,13 +81,20 @@ def _run_online() -> None:
 
 
 def _url() -> str:
-    url = context.config.attributes.get("url") or from_environment().url
-    if not url:
+    given = context.config.attributes.get("url")
+    if given:
+        return str(given)
+    settings = from_environment()
+    if settings.url is not None:
+        return settings.url
+    form = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    if settings.url_variable == URL_VARIABLE:
         raise SettingsError(
-            f"no database: set {URL_VARIABLE} or {PLATFORM_URL_VARIABLE} to "
-            "postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
+            f"no database: {URL_VARIABLE} is set to an empty value, which means that the JSON "
+            f"files are the store, whatever {PLATFORM_URL_VARIABLE} says. Set it to {form}, or "
+            f"unset it to use {PLATFORM_URL_VARIABLE}."
         )
-    return str(url)
+    raise SettingsError(f"no database: set {URL_VARIABLE} or {PLATFORM_URL_VARIABLE} to {form}.")
 
 
 @contextmanager

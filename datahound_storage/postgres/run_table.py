@@ -128,6 +128,14 @@ def run_ids(connection: Connection) -> set[str]:
     return {row[0] for row in connection.execute(_IDS)}
 
 
+_IDS_BEFORE = f"SELECT r.run_id FROM scheduler_runs AS r WHERE {ENDED} < %s"
+
+
+def ids_before(connection: Connection, cutoff: datetime) -> set[str]:
+    """The ids of the runs that ended (or, without an end, started) before a time."""
+    return {row[0] for row in connection.execute(_IDS_BEFORE.encode(), (cutoff,))}
+
+
 _BY_IDS = f"""
 SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.run_id = ANY(%s)
 ORDER BY {ENDED}, r.seq"""

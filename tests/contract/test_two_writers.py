@@ -32,7 +32,7 @@ def lost(base: Path, store_url: str | None) -> Callable[[], list[tuple[str, str,
 
     def read() -> list[tuple[str, str, Any]]:
         noted = conflicts.read(StatePaths.below(base / "data").conflicts_file)
-        rows = [(c.task_key, c.half, c.lost_text) for c, _ in noted]
+        rows = [(n.conflict.task_key, n.conflict.half, n.conflict.lost_text) for n in noted]
         if store_url is not None:
             with psycopg.connect(store_url) as connection:
                 query = "SELECT task_key, half, lost_text FROM scheduler_conflicts ORDER BY id"

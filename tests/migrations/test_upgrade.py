@@ -28,8 +28,12 @@ HEAD = revisions()[-1]
 BY_API = "import sys; from datahound_storage.migrations import upgrade; upgrade(sys.argv[1])"
 
 
-def start(url: str, *command: str, cwd: Path = support.ROOT, **extra: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(support.ROOT), "DATAHOUND_STORAGE_URL": url}
+def start(
+    url: str | None, *command: str, cwd: Path = support.ROOT, **extra: str
+) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(support.ROOT)}
+    if url is not None:
+        environment["DATAHOUND_STORAGE_URL"] = url
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=cwd,
@@ -40,7 +44,7 @@ def start(url: str, *command: str, cwd: Path = support.ROOT, **extra: str) -> su
     )
 
 
-def alembic(url: str, *arguments: str, **more: Any) -> tuple[int, str, str]:
+def alembic(url: str | None, *arguments: str, **more: Any) -> tuple[int, str, str]:
     """Exit code, output (its failures too) and errors of Alembic's command line in a checkout."""
     process = start(url, "-m", "alembic", *arguments, **more)
     out, errors = process.communicate(timeout=60)
@@ -186,9 +190,19 @@ def test_no_server_is_told_without_the_password() -> None:
 
 
 def test_a_missing_url_is_told() -> None:
-    code, out, _ = alembic("", "upgrade", "head")
+    code, out, _ = alembic(None, "upgrade", "head")
     assert code != 0
     assert out.startswith("FAILED: no database: set DATAHOUND_STORAGE_URL or DATABASE_URL")
+
+
+def test_an_empty_url_is_told_to_mean_no_database() -> None:
+    platform = "postgresql://somebody:s3cret@127.0.0.1:1/x"
+    code, out, errors = alembic("", "upgrade", "head", DATABASE_URL=platform)
+    assert code != 0
+    assert "DATAHOUND_STORAGE_URL is set to an empty value, which means that the JSON" in out
+    assert "Set it to postgresql://" in out
+    assert "unset it to use DATABASE_URL" in out
+    assert "s3cret" not in out + errors
 
 
 # ---- The command line

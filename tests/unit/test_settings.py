@@ -99,6 +99,38 @@ def test_a_password_that_is_not_encoded_never_passes_for_host_or_database(url: s
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://scott:hunter2@h/jobs?sslmod=hunter2", "sslmod"),
+        ("postgresql://h/jobs?sslmode=require&ssl=true&Port=hunter2", "Port"),
+        ("postgresql://h/jobs?a_b=%20&c=hunter2", "a_b"),
+    ],
+)
+def test_an_unknown_parameter_is_named_without_its_value(url: str, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"SOME_URL has the parameter '{name}'") as caught:
+        normalize_url(url, "SOME_URL")
+    assert "hunter2" not in str(caught.value)
+    assert "port," not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://scott:hun/ter?hunter=hunter@h/jobs",
+        "postgresql://scott:12/34?hunter=hunter@h/jobs",
+        "postgresql://scott:12/34?hunter@h/jobs",
+        "postgresql://scott@h@i?hunter=x",
+        "postgresql://h/jobs?hunter2=x",
+        "postgresql://h/jobs?hunter2",
+    ],
+)
+def test_what_may_be_a_part_of_a_password_is_not_named_as_a_parameter(url: str) -> None:
+    with pytest.raises(SettingsError, match="malformed") as caught:
+        normalize_url(url)
+    assert "hunter" not in str(caught.value)
+
+
 def test_a_refusal_of_a_url_with_a_usual_scheme_names_the_scheme() -> None:
     with pytest.raises(SettingsError, match="mysql"):
         normalize_url("mysql://scott:hunter2@h/jobs")
