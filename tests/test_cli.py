@@ -354,7 +354,7 @@ def damage_told(result: Result) -> dict[str, str]:
     """What `status` says of a damaged snapshot, by its headings."""
     assert "DAMAGED (see below)" in result.stdout
     assert "written it yet" not in result.stdout
-    told = result.stdout.split("The snapshot is damaged\n")[1].splitlines()
+    told = result.stdout.split("\n\nThe snapshot is damaged\n")[1].splitlines()
     lines = (line.strip().partition(":") for line in told)
     return {name: text.strip() for name, _, text in lines}
 

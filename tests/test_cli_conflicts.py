@@ -142,7 +142,7 @@ def test_one_is_shown_with_its_settings_and_what_differs(call: Call, mine: Insta
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["task_config.settings.key", "operator", '"hush"', "(none)"] in rows
     assert ["half:", "operator"] in rows
-    text = result.stdout.split("The version that lost\n")[1]
+    text = result.stdout.split("\n\nThe version that lost\n")[1]
     assert json.loads(text) == shown["lost"]
 
 
@@ -155,7 +155,7 @@ def test_one_of_the_file_is_shown_beside_the_snapshots_task(
     assert opened(mine.base).delete_task("shared")
     result = call("conflicts", "--show", "f1")
     assert result.exit_code == 0
-    assert "The task is not stored any more." in result.stdout
+    assert "\n\nThe task is not stored any more.\n" in result.stdout
     assert json.loads(call("conflicts", "--show", "f1", "--json").stdout)["stored"] is None
 
 

@@ -125,7 +125,7 @@ def test_a_choice_is_needed_and_carried_out(
         assert refused.stderr.count("\n") == 1
         for choice in ("both", "files", "database"):
             assert f"--keep {choice}" in refused.stderr
-            assert f"--keep {choice}: " in refused.stdout
+            assert f"\n\n--keep {choice}: " in refused.stdout
     shown = value(call("reconcile", "--json", url=mine.url))
     plan = value(call("reconcile", "--keep", keep, "--dry-run", "--json", url=mine.url))
     assert mine.fingerprint() == before

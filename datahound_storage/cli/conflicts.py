@@ -146,12 +146,15 @@ def _show(places: Places, kept: Kept, as_json: bool) -> None:
     facts = {**_as_json(kept), "noticed_at": _when(kept)}
     print_facts((name.replace("_", " "), value) for name, value in facts.items())
     if stored is None:
-        say("\nThe task is not stored any more.")
+        say()
+        say("The task is not stored any more.")
     elif not found:
-        say("\nThe stored task is the same by now.")
+        say()
+        say("The stored task is the same by now.")
     columns = ("field", "half", "lost", "stored now")
     print_table("Differences from the stored task", columns, map(_row, found))
-    say("\nThe version that lost")
+    say()
+    say("The version that lost")
     for line in kept.conflict.lost_text.replace("\n  ", "\n").splitlines():
         say(line)
 

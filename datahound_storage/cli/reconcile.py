@@ -164,7 +164,8 @@ def _refuse(error: DivergedError, dal: StorageDAL, paths: StatePaths, as_json: b
     else:
         _show(standing)
         for keep, choice in choices.items():
-            say(f"\n--keep {keep}: {_MEANING[keep]}")
+            say()
+            say(f"--keep {keep}: {_MEANING[keep]}")
             told = [("cannot be done", choice)] if isinstance(choice, str) else _summary(choice)
             print_facts([(f"  {what}", value) for what, value in told])
     click.echo(f"error: {printable(str(error))}", err=True)

@@ -57,7 +57,8 @@ def _tell(files: Files, finding: Finding) -> None:
 def _tell_damage(files: Files, finding: Finding) -> None:
     """What is damaged in the snapshot, what would be used, and what to do."""
     name, readable = files.paths.tasks_file.name, counted(len(files.snapshot.items), "task")
-    say("\nThe snapshot is damaged")
+    say()
+    say("The snapshot is damaged")
     for problem in files.snapshot.problems:
         say(f"  damaged: {problem}")
     if finding.store == "database":
