@@ -60,7 +60,7 @@ class FilesSide:
         if self.sidecar is None or not self.snapshot.exists:
             return False
         header = self.sidecar.header
-        return header.recognises(self.snapshot.digest)
+        return header.recognises(self.snapshot.digest, self.snapshot.signature)
 
 
 def read_files(paths: StatePaths) -> FilesSide:
@@ -280,7 +280,7 @@ def waiting_tasks(paths: StatePaths) -> int | None:
     found = snapshot.read(paths.tasks_file)
     if known is None:
         return None
-    if known.header.recognises(found.digest):
+    if known.header.recognises(found.digest, found.signature):
         return 0
     shown = {item.task_key: hashes_of(item.task) for item in found.items}
     base = Base(known.tasks, known.previous)

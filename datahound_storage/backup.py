@@ -231,7 +231,7 @@ class SnapshotBackup:
         self._view.apply(self._dal.read_changes(None))
         found = snapshot.read(self._paths.tasks_file)
         self._shown = self._hashes_in(found)
-        self._header = SidecarHeader(after=found.digest)
+        self._header, self._signature = SidecarHeader(after=found.digest), found.signature
         self._write()
         self.problem = None
 
@@ -248,7 +248,7 @@ class SnapshotBackup:
         if state is None:
             raise AssertionError("nothing was read yet")
         content = snapshot.assemble(text.text for text in self._view.texts())
-        made = atomic.prepare(self._paths.tasks_file, content)
+        old, made = self._signature, atomic.prepare(self._paths.tasks_file, content)
         header = SidecarHeader(
             database=state.identity,
             incarnation=state.incarnation,
@@ -256,6 +256,7 @@ class SnapshotBackup:
             watermark=str(state.watermark),
             shown_us=self._view.newest_us,
             file=(made.inode, made.size, made.mtime_ns),
+            replaced=old and (old.inode, old.size, old.mtime_ns),
             before=self._header.after,
             after=snapshot.digest(content),
         )

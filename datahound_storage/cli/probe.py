@@ -40,7 +40,9 @@ class Files:
     @property
     def is_ours(self) -> bool:
         """Whether this package wrote the snapshot, and nobody has changed it since."""
-        return self.sidecar is not None and self.sidecar.header.recognises(self.snapshot.digest)
+        found = self.snapshot
+        header = self.sidecar.header if self.sidecar is not None else None
+        return header is not None and header.recognises(found.digest, found.signature)
 
     @property
     def written_at(self) -> datetime | None:

@@ -27,7 +27,7 @@ class SidecarHeader:
 
     `database` and `incarnation` say of which database, `watermark` and `epoch` of which state,
     `shown_us` is the time of the newest change in it (microseconds since 1970). `before` and
-    `after` are the hashes of the old and the new snapshot, `file` is the new one's signature.
+    `after` are the hashes of the old and the new snapshot, `replaced` and `file` their signatures.
     """
 
     database: str = ""
@@ -36,12 +36,17 @@ class SidecarHeader:
     watermark: str = ""
     shown_us: int = 0
     file: tuple[int, int, int] | None = None
+    replaced: tuple[int, int, int] | None = None
     before: str = ""
     after: str = ""
 
-    def recognises(self, digest: str) -> bool:
-        """Whether a snapshot with this hash is one that we wrote."""
-        return digest in (self.before, self.after)
+    def recognises(self, digest: str, signature: tuple[int, int, int] | None) -> bool:
+        """Whether a snapshot is the one that we wrote last, or the one that it was to replace.
+
+        The latter only if it is that very file: somebody who takes back what we wrote last, as by
+        deleting the task that was added, makes the same content anew.
+        """
+        return digest == self.after or (digest == self.before and signature == self.replaced)
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,21 @@ _TEXTS = ("database", "incarnation", "watermark", "before", "after")
 
 def _header(value: dict[str, Any]) -> SidecarHeader:
     """A header of the right types. Raises ValueError, TypeError or KeyError for anything else."""
-    file = value["file"]
+    files = {name: value.get(name) for name in ("file", "replaced")}
     well_formed = (
         all(isinstance(value[name], str) for name in _TEXTS)
         and all(type(value[name]) is int for name in ("epoch", "shown_us"))
         and _WATERMARK.fullmatch(value["watermark"]) is not None
-        and (file is None or (len(file) == 3 and all(type(part) is int for part in file)))
+        and all(file is None or _is_signature(file) for file in files.values())
     )
     if not well_formed:
         raise ValueError("a header of other types")
-    return SidecarHeader(**{**value, "file": None if file is None else tuple(file)})
+    tuples = {name: None if file is None else tuple(file) for name, file in files.items()}
+    return SidecarHeader(**{**value, **tuples})
+
+
+def _is_signature(file: Any) -> bool:
+    return len(file) == 3 and all(type(part) is int for part in file)
 
 
 def task_line(task_key: str, hashes: Hashes) -> str:

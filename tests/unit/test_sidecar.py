@@ -16,6 +16,7 @@ HEADER = SidecarHeader(
     watermark="10:20:12,14",
     shown_us=1_790_000_000_000_000,
     file=(12, 3456, 1_790_000_000_123_456_789),
+    replaced=(11, 3400, 1_780_000_000_123_456_789),
     before="aa",
     after="bb",
 )
@@ -100,4 +101,10 @@ def test_a_sidecar_that_cannot_be_read_is_an_error(path: Path) -> None:
 
 @pytest.mark.parametrize(("digest", "ours"), [("aa", True), ("bb", True), ("cc", False)])
 def test_the_old_and_the_new_snapshot_are_ours(digest: str, ours: bool) -> None:
-    assert HEADER.recognises(digest) is ours
+    assert HEADER.recognises(digest, HEADER.replaced) is ours
+
+
+def test_the_content_of_the_old_snapshot_in_another_file_is_not_ours() -> None:
+    assert not HEADER.recognises("aa", HEADER.file)
+    assert not HEADER.recognises("aa", None)
+    assert HEADER.recognises("bb", None)
