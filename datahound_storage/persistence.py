@@ -204,6 +204,8 @@ class SchedulerPersistence:
         deleted = self._switch.run(lambda store: store.delete(task_id), committed=True)
         if deleted:
             self._bases.deleted(task_id)
+            if hasattr(self._listed, "keys"):
+                self._listed.keys.discard(task_id)
         return deleted
 
     def save_tasks(self, tasks: Iterable[Any]) -> bool:

@@ -211,6 +211,17 @@ def test_what_its_user_deleted_can_be_saved_and_added_again(writers: Writers) ->
     assert len(scheduler.load_tasks()) == 2
 
 
+def test_what_somebody_else_adds_anew_is_not_deleted_by_saving(writers: Writers) -> None:
+    scheduler, ui = writers
+    for key in "ab":
+        scheduler.add_task(make_task(key))
+    tasks = scheduler.load_tasks()
+    assert scheduler.delete_task("b")
+    ui.add_task(make_task("b", name="another one"))
+    assert scheduler.save_tasks(tasks[:1])
+    assert [task["name"] for task in ui.load_tasks()] == ["Task a", "another one"]
+
+
 def test_tasks_of_one_store_can_be_saved_to_another(
     opened: MakePersistence, writers: Writers, tmp_path: Path
 ) -> None:
