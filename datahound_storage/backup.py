@@ -231,8 +231,8 @@ class SnapshotBackup:
         self._view.apply(self._dal.read_changes(None))
         found = snapshot.read(self._paths.tasks_file)
         self._shown = self._hashes_in(found)
-        self._header, self._signature = SidecarHeader(after=found.digest), found.signature
-        self._write()
+        self._header = SidecarHeader(after=found.digest)
+        self._write(found.signature)
         self.problem = None
 
     def _hashes_in(self, found: snapshot.Snapshot) -> dict[str, Hashes]:
@@ -242,13 +242,14 @@ class SnapshotBackup:
             for item in found.items
         }
 
-    def _write(self) -> None:
+    def _write(self, replaced: atomic.Signature | None = None) -> None:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
         state = self._view.state
         if state is None:
             raise AssertionError("nothing was read yet")
         content = snapshot.assemble(text.text for text in self._view.texts())
-        old, made = self._signature, atomic.prepare(self._paths.tasks_file, content)
+        old = replaced or self._signature
+        made = atomic.prepare(self._paths.tasks_file, content)
         header = SidecarHeader(
             database=state.identity,
             incarnation=state.incarnation,

@@ -86,7 +86,7 @@ runpy.run_path({demo!r}, run_name="__main__")
         "persistence.update_task = lambda self, task: True",
         "persistence.delete_task = lambda self, task_id: True",
         "persistence.clear_old_history = lambda self, days: 0",
-        "SnapshotBackup._write = lambda self: None",
+        "SnapshotBackup._write = lambda self, replaced=None: None",
     ],
 )
 def test_it_fails_where_something_is_wrong(embedded_directory: Path, sabotage: str) -> None:
