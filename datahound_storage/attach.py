@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import DivergedError, SnapshotError
+from datahound_storage.errors import DivergedError, LockTimeoutError, SnapshotError
 from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
@@ -80,12 +80,17 @@ class Keep(StrEnum):
     BOTH = "both"
 
 
+# Callers hold the file lock, for which the files' users have more patience than this.
+_PATIENCE = 1.0
+
+
 def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> None:
     """Carry over to the database what was written to the files while it was out of sight.
 
     One transaction: all or nothing. Callers hold the file lock. `keep` is the operator's choice of
     a side. Without one, raises DivergedError where the two sides do not belong together. Raises
-    DatabaseError, FileStoreError, SnapshotError.
+    LockedError where others keep the table to themselves, DatabaseError, FileStoreError,
+    SnapshotError.
     """
     side = read_files(paths)
     plans: list[Plan] = []
@@ -95,7 +100,7 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> None:
         plans.append(plan)
         return plan.change
 
-    dal.change_all(decide)
+    dal.change_all(decide, min(_PATIENCE, dal.database.timeout))
     plan = plans[-1]
     for report in plan.reports:
         log.warning("%s", report)
@@ -236,7 +241,10 @@ def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:
     added = dal.add_runs(missing)
     if added:
         log.info("carried over from the history file: %d runs", added)
-    _append_missing(dal, paths, recorded, patience)
+    try:
+        _append_missing(dal, paths, recorded, patience)
+    except LockTimeoutError as error:
+        log.error("the history file could not follow, the next start mends it: %s", error)
     return mark
 
 

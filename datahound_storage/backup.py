@@ -7,7 +7,7 @@ acknowledgement of a write; another one that fails is reported and never fails t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,
     FileStoreError,
+    LockedError,
     LockTimeoutError,
     SnapshotError,
 )
@@ -34,6 +35,9 @@ from datahound_storage.view import TaskView
 
 # A peer that starts at the same time may be importing thousands of tasks.
 ATTACH_PATIENCE = 60.0
+_PAUSE = 0.1
+# The snapshot cannot follow for now; running out of patience for a lock is no failed database.
+_BEHIND = (FileStoreError, SnapshotError, LockTimeoutError, LockedError)
 
 log = Reporter()
 
@@ -94,6 +98,10 @@ class SnapshotBackup:
         # Changed tasks that the snapshot may not show, with the stamp where one is known.
         self._pending: dict[str, int | None] = {}
 
+    def begin_anew(self) -> None:
+        """Forget what is known of the database; the next refresh reads all of it."""
+        self._view = TaskView()
+
     @property
     def watermark(self) -> str:
         """The state of the database that the snapshot shows."""
@@ -105,8 +113,20 @@ class SnapshotBackup:
 
     def attach(self, keep: Keep | None = None) -> None:
         """Let files and database meet, then write the snapshot. Raises what `meet` raises."""
-        with locked(self._paths.lock_file, ATTACH_PATIENCE):
-            self._meet(keep)
+        self._patiently(lambda: self._meet(keep))
+
+    def _patiently(self, work: Callable[[], None]) -> None:
+        """Work under the file lock; while the table is locked by others, others get the files."""
+        deadline = time.monotonic() + self._dal.database.timeout
+        while True:
+            try:
+                with locked(self._paths.lock_file, ATTACH_PATIENCE):
+                    return work()
+            except LockedError:
+                if time.monotonic() >= deadline:
+                    raise
+            # Without a pause the lock would be taken again before anybody else can have it.
+            time.sleep(_PAUSE)
 
     def catch_up(self) -> None:
         """As `attach`, for what was written since then. Callers hold the file lock."""
@@ -122,7 +142,7 @@ class SnapshotBackup:
             with locked(self._paths.lock_file, self._patience):
                 if stamp is None or not self._is_covered(stamp):
                     self._refresh()
-        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+        except _BEHIND as error:
             self.report(error)
             return False
         return True
@@ -141,7 +161,7 @@ class SnapshotBackup:
             with locked(self._paths.lock_file, self._patience):
                 self._refresh()
                 return self._view.texts()
-        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
+        except _BEHIND as error:
             # The view may be behind, or another thread's: read past it.
             self.report(error)
             fresh = TaskView()

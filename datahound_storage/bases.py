@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from datahound_storage.codec import Task, decode
 
-# Dicts of the caller's own have to be kept alive to be recognised: so many of them.
-_MOST_KEPT = 1000
+# What cannot be referred to weakly, a dict of the caller's own or an object of a class with slots,
+# has to be kept alive to be recognised: so many of them.
+_MOST_KEPT = 20_000
 _numbers = itertools.count()
 
 
@@ -50,14 +51,13 @@ class Identities:
         self._known: dict[int, _Known] = {}
         self._kept: OrderedDict[int, _Known] = OrderedDict()
 
-    def remember(self, task: object, task_key: str, text: str, *, keep: bool) -> None:
-        """An object shows this version. `keep`: also one that cannot be referred to weakly."""
+    def remember(self, task: object, task_key: str, text: str) -> None:
+        """An object shows this version."""
         number = next(_numbers)
         try:
             reference = _Reference(task, self._forget)
         except TypeError:
-            if keep:
-                self._keep(_Known(None, task, task_key, text, number))
+            self._keep(_Known(None, task, task_key, text, number))
             return
         reference.identity = id(task)
         self._known[id(task)] = _Known(reference, None, task_key, text, number)
@@ -105,12 +105,12 @@ class Bases:
 
     def loaded(self, task: object, task_key: str, text: str) -> None:
         """An object was made of this version."""
-        self._identities.remember(task, task_key, text, keep=False)
+        self._identities.remember(task, task_key, text)
         self._seen.texts[task_key] = text
 
     def submitted(self, task: object, task_key: str, text: str, *, known: bool = False) -> None:
         """An object was stored; `known`: it, or what it is a copy of, had been loaded here."""
-        self._identities.remember(task, task_key, text, keep=True)
+        self._identities.remember(task, task_key, text)
         if known:
             self._seen.texts[task_key] = text
 

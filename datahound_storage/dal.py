@@ -159,19 +159,27 @@ class StorageDAL:
         """A task's text and stamp, None if there is none."""
         return self.database.run(lambda c: task_table.fetch(c, task_key)).result
 
-    def change_all(self, decide: Callable[[Changes], BulkChange]) -> int | None:
+    def change_all(
+        self, decide: Callable[[Changes], BulkChange], patience: float | None = None
+    ) -> int | None:
         """Change many tasks in one transaction: all or nothing. Its stamp; None: no change.
+
+        Waits `patience` seconds (None: an operation's time) for other writers, then LockedError.
 
         `decide` gets all tasks, which nobody else can change meanwhile, and may be called again
         after a failure. What it raises undoes the change.
         """
-        return self.database.run(lambda c: self._change_all(c, decide), bulk=True).result
+        wait = self.database.timeout if patience is None else patience
+        return self.database.run(lambda c: self._change_all(c, decide, wait), bulk=True).result
 
     def _change_all(
-        self, connection: DeadlineConnection, decide: Callable[[Changes], BulkChange]
+        self,
+        connection: DeadlineConnection,
+        decide: Callable[[Changes], BulkChange],
+        patience: float,
     ) -> int | None:
         with connection.transaction():
-            task_table.lock_for_bulk_change(connection, self.database.timeout)
+            task_table.lock_for_bulk_change(connection, patience)
             self.apply(connection, decide(changes.read_all(connection)))
             return task_table.stamp(connection)
 

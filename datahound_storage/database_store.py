@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,7 +11,9 @@ from datetime import timedelta
 from datahound_storage.backup import BackupEvent, BackupHook, SnapshotBackup, notify
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, FileStoreError, LockTimeoutError
+from datahound_storage.files import sidecar
 from datahound_storage.files.file_store import FileStore
+from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
@@ -25,6 +28,7 @@ log = Reporter()
 
 # Does a change that is committed to the files too.
 Redo = Callable[[FileStore], object]
+_Owed = tuple[int | None, Redo]
 # A disk that is full for days must not use up the memory as well.
 _MOST_OWED = 10_000
 
@@ -49,7 +53,14 @@ class DatabaseStore:
         self._paths = paths
         self._files = files
         # Committed, but perhaps not shown by the snapshot; with the stamp if there is a change.
-        self._owed: deque[tuple[int | None, Redo]] = deque(maxlen=_MOST_OWED)
+        self._owed: deque[_Owed] = deque(maxlen=_MOST_OWED)
+        self._settling = threading.Lock()
+        self._patience = patience
+
+    def renew_locks(self) -> None:
+        """After a fork: forget what another thread may have been at in the middle of it."""
+        self._settling = threading.Lock()
+        self.backup.begin_anew()
 
     def list_texts(self) -> list[TaskText]:
         """All tasks, in the order in which they were added; the snapshot shows them."""
@@ -127,19 +138,32 @@ class DatabaseStore:
     def _forget_shown(self) -> None:
         for owed in list(self._owed):
             if owed[0] is None or self.backup.shows(owed[0]):
-                with suppress(ValueError):  # another thread was first
-                    self._owed.remove(owed)
+                self._forget(owed)
+
+    def _forget(self, owed: _Owed) -> None:
+        with suppress(ValueError):  # another thread was first
+            self._owed.remove(owed)
+
+    @property
+    def owes(self) -> bool:
+        """Whether the files may lack something that was acknowledged."""
+        return bool(self._owed)
 
     def settle(self) -> None:
         """Do what the snapshot does not show yet to the files: they take over.
 
-        Raises FileStoreError, LockTimeoutError; what is left is done by the next call.
+        What it shows is what its sidecar says: a peer may have written it since. Raises
+        FileStoreError, SnapshotError, LockTimeoutError; what is left is done by the next call.
         """
-        while self._owed:
-            stamp, redo = self._owed[0]
-            if stamp is not None and not self.backup.shows(stamp):
-                redo(self._files)
-            self._owed.popleft()
+        with self._settling, locked(self._paths.lock_file, self._patience):
+            known = sidecar.read(self._paths.sidecar_file)
+            shown = known.header.watermark if known is not None else ""
+            files = FileStore(self._paths, self._patience, held=True)
+            for owed in list(self._owed):
+                stamp, redo = owed
+                if stamp is not None and not (shown and Watermark.parse(shown).shows(stamp)):
+                    redo(files)
+                self._forget(owed)
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:
         if self.hooks:

@@ -51,6 +51,10 @@ class DatabaseUnavailableError(DatabaseError):
     """No usable answer: refused, timed out, not permitted, read-only, out of disk."""
 
 
+class LockedError(DatabaseUnavailableError):
+    """Another transaction holds a lock for longer than the wait is allowed to take."""
+
+
 class SchemaError(DatabaseError):
     """The schema is missing, behind or ahead of this code; the message has the command to run."""
 

@@ -22,7 +22,6 @@ from datahound_storage.database_store import CommittedError, DatabaseStore
 from datahound_storage.errors import (
     DatabaseError,
     FileStoreError,
-    LockTimeoutError,
     SnapshotError,
     StorageError,
 )
@@ -56,6 +55,7 @@ class StoreSwitch:
         self._closed = threading.Event()
         self._since = datetime.now(UTC)
         self._reason = "no URL is set"
+        self._unsettled = ""
 
     @property
     def serving(self) -> StoreName:
@@ -108,8 +108,10 @@ class StoreSwitch:
         self._reason = reason
 
     def renew_mutex(self) -> None:
-        """Forget a lock that another thread held when this process was forked."""
+        """Forget the locks that other threads held when this process was forked."""
         self._mutex = threading.RLock()
+        if self._last is not None:
+            self._last.renew_locks()
 
     def add_hooks(self, hooks: list[BackupHook]) -> None:
         """Register additional backup hooks."""
@@ -124,9 +126,9 @@ class StoreSwitch:
         """
         while True:
             store = self._database
-            if store is None:
-                self._keep_probing()
             try:
+                if store is None:
+                    self._prepare_files()
                 result = operation(self._files if store is None else store)
             except MovedError:
                 continue  # the database serves again
@@ -136,15 +138,29 @@ class StoreSwitch:
             except DatabaseError as error:
                 self._fall_back(store, error)
                 continue
-            if store is not None and self._database is not store:
-                self._settle(store)  # another thread has fallen back meanwhile
+            if store is not None and self._database is None:
+                self._prepare_files()  # another thread has fallen back meanwhile
             return result
+
+    def _prepare_files(self) -> None:
+        """Let the files show what was acknowledged, before they serve.
+
+        Raises LockTimeoutError where another process keeps the files to itself.
+        """
+        self._keep_probing()
+        if self._last is None or not self._last.owes:
+            return
+        try:
+            self._last.settle()
+        except (FileStoreError, SnapshotError) as error:
+            if str(error) != self._unsettled:
+                _report(f"the JSON files lack changes that only the database has: {error}")
+            self._unsettled = str(error)
 
     def _fall_back(self, store: DatabaseStore | None, error: StorageError) -> None:
         with self._mutex:
             if store is None or self._database is not store:
                 return  # another thread was first, and has reported it
-            self._settle(store)
             self._database = None
             self._note(str(error))
             if self._dal is not None:
@@ -188,15 +204,6 @@ class StoreSwitch:
         if reason != self._reason and not self._closed.is_set():
             self._reason = reason
             _report(f"the database does not serve yet, going on with the JSON files: {reason}")
-
-    def _settle(self, store: DatabaseStore) -> None:
-        """Let the files show what was acknowledged, before they take over."""
-        try:
-            with self._mutex:
-                if self._database in (store, None):  # else the files have met the database since
-                    store.settle()
-        except (FileStoreError, SnapshotError, LockTimeoutError) as error:
-            _report(f"the JSON files lack changes that only the database has: {error}")
 
     def health(self) -> Health:
         """The state of things."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class SchedulerPersistence:
         self._adapter = TaskAdapter(task_class)
         self._bases = Bases(identities_of(self._paths.data_dir, self._settings.url))
         self._listed = threading.local()
+        self._is_closed = False
         self._make_directories()
         self._switch = open_switch(self._settings, self._paths)
         self._switch.add_hooks(list(hooks))
@@ -263,7 +265,8 @@ class SchedulerPersistence:
             entry = new_entry(task_id, success, message, duration_seconds, task_name, kind)
             self._switch.run(lambda store: store.log_run(entry), committed=None)
         except Exception:
-            log.error("a run of task %r could not be kept", str(task_id)[:80], exc_info=True)
+            with suppress(Exception):  # whatever a stranger's id does when it is shown
+                log.error("a run of task %r could not be kept", str(task_id)[:80], exc_info=True)
 
     def get_task_history(self, task_id: str | None = None, limit: int = 100) -> list[HistoryEntry]:
         """The newest `limit` entries (of that task), newest end first.
@@ -299,7 +302,9 @@ class SchedulerPersistence:
 
         A facade made afterwards attaches anew, as at the start of a process.
         """
-        close_switch(self._switch)
+        if not self._is_closed:
+            self._is_closed = True
+            close_switch(self._switch)
 
 
 def _is_possible(task_id: object) -> bool:

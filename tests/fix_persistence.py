@@ -13,6 +13,11 @@ from datahound_storage import SchedulerPersistence
 MakePersistence = Callable[..., SchedulerPersistence]
 
 
+def as_another(url: str, name: str) -> str:
+    """The URL of the same database for what stands for another process: a switch of its own."""
+    return f"{url}{'&' if '?' in url else '?'}application_name={name}"
+
+
 @pytest.fixture(params=["files", "database"])
 def store(request: pytest.FixtureRequest) -> str:
     """Each test that uses it runs on both stores: nobody may be able to tell them apart."""

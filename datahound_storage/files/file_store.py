@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
+from datahound_storage.errors import LockTimeoutError
 from datahound_storage.files import atomic, conflicts, history, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
@@ -25,12 +26,19 @@ class FileStore:
 
     The lock spans read, change and write, so that no two writers lose each other's changes.
     `patience` bounds the wait for it, in seconds. `serves` is asked under the lock whether the
-    files are still the store. Methods raise FileStoreError, LockTimeoutError, MovedError.
+    files are still the store. `held`: the caller holds the lock already. Methods raise
+    FileStoreError, LockTimeoutError, MovedError.
     """
 
     def __init__(
-        self, paths: StatePaths, patience: float, serves: Callable[[], bool] = lambda: True
+        self,
+        paths: StatePaths,
+        patience: float,
+        serves: Callable[[], bool] = lambda: True,
+        *,
+        held: bool = False,
     ) -> None:
+        self._held = held
         self._paths = paths
         self._patience = patience
         self._serves = serves
@@ -39,7 +47,7 @@ class FileStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with locked(self._paths.lock_file, self._patience):
+        with nullcontext() if self._held else locked(self._paths.lock_file, self._patience):
             if not self._serves():
                 raise MovedError
             yield
@@ -95,10 +103,17 @@ class FileStore:
             atomic.settle(self._paths.tasks_file)
 
     def log_run(self, entry: HistoryEntry) -> None:
-        """Append a run to the history; on disk when it returns."""
-        with self._locked():
-            history.append(self._paths.history_file, [line_text(entry)], durable=True)
-            self.runs_logged += 1
+        """Append a run to the history; on disk when it returns.
+
+        A run cannot be done again: if somebody holds the lock for too long it goes in without.
+        """
+        lines = [line_text(entry)]
+        try:
+            with self._locked():
+                history.append(self._paths.history_file, lines, durable=True)
+        except LockTimeoutError:
+            history.append_unlocked(self._paths.history_file, lines)
+        self.runs_logged += 1
 
     def append_run(self, entry: HistoryEntry) -> None:
         """Append a run to the history, without waiting for the disk; another store has it too."""
@@ -107,7 +122,8 @@ class FileStore:
 
     def sync_history(self) -> None:
         """Put appended runs on disk."""
-        history.sync(self._paths.history_file)
+        with locked(self._paths.lock_file, self._patience):
+            history.sync(self._paths.history_file)
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
         """The newest `limit` entries (of one task), newest first."""

@@ -14,6 +14,7 @@ from datahound_storage.errors import (
     DatabaseUnavailableError,
     DuplicateTaskError,
     InvalidTaskError,
+    LockedError,
     SchemaError,
     StorageError,
 )
@@ -81,7 +82,8 @@ def translate(error: psycopg.Error, place: str) -> StorageError:
             f"lost the connection to {place} ({_code(error)}): {advice}."
         )
     if (mend := _mend(error)) is not None:
-        return DatabaseUnavailableError(f"{place} refused ({_code(error)}): {mend}.")
+        kind = LockedError if isinstance(error, pg.LockNotAvailable) else DatabaseUnavailableError
+        return kind(f"{place} refused ({_code(error)}): {mend}.")
     return DatabaseError(f"{place} failed ({_code(error)}); see the server's log.")
 
 

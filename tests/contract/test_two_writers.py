@@ -13,7 +13,7 @@ import pytest
 from datahound_storage import SchedulerPersistence
 from datahound_storage.files import conflicts
 from datahound_storage.files.paths import StatePaths
-from tests.fix_persistence import MakePersistence
+from tests.fix_persistence import MakePersistence, as_another
 from tests.scheduler import Status, Task, make_task
 
 Writers = tuple[SchedulerPersistence, SchedulerPersistence]
@@ -22,7 +22,7 @@ Writers = tuple[SchedulerPersistence, SchedulerPersistence]
 @pytest.fixture
 def writers(opened: MakePersistence, base: Path, store_url: str | None) -> Writers:
     """The scheduler and the web UI, each as in a process of its own."""
-    other = store_url and f"{store_url}{'&' if '?' in store_url else '?'}application_name=ui"
+    other = store_url and as_another(store_url, "ui")
     return opened(base, url=store_url), opened(base, url=other)
 
 

@@ -46,7 +46,9 @@ def in_another_thread(bases: Bases, task: object, updated_at: object) -> str | N
     return found[0]
 
 
-@pytest.mark.parametrize("task", [LoadedTask(make_task()), Plain()], ids=["dict", "object"])
+@pytest.mark.parametrize(
+    "task", [LoadedTask(make_task()), Plain(), Slotted()], ids=["dict", "object", "slots"]
+)
 def test_a_loaded_object_is_known_in_every_thread_and_facade_whatever_became_of_it(
     bases: Bases, identities: Identities, task: object
 ) -> None:
@@ -91,12 +93,12 @@ def test_nothing_is_kept_of_objects_that_are_gone(bases: Bases, identities: Iden
 
 
 def test_what_has_to_be_kept_alive_is_bounded(bases: Bases, identities: Identities) -> None:
-    tasks = [make_task(str(n)) for n in range(1100)]
+    tasks = [make_task(str(n)) for n in range(20_100)]
     for task in tasks:
         bases.submitted(task, task["task_id"], "text")
-    assert len(identities._kept) == 1000
+    assert len(identities._kept) == 20_000
     assert bases.of(tasks[0], "0", None) is None
-    assert bases.of(tasks[-1], "1099", None) == "text"
+    assert bases.of(tasks[-1], "20099", None) == "text"
 
 
 COPIES: list[Any] = [dict, copy.deepcopy, copy.copy, lambda task: {**task, "name": "new"}]
