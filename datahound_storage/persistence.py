@@ -194,6 +194,8 @@ class SchedulerPersistence:
         if updated:
             text = self._adapter.text_of(submitted)
             self._bases.submitted(task, key, text, known=base is not None)
+        else:
+            self._unlist(key)
         return updated
 
     def _base_of(self, task: Any, submitted: Task) -> str | None:
@@ -206,9 +208,13 @@ class SchedulerPersistence:
         deleted = self._switch.run(lambda store: store.delete(task_id), committed=True)
         if deleted:
             self._bases.deleted(task_id)
-            if hasattr(self._listed, "keys"):
-                self._listed.keys.discard(task_id)
+        self._unlist(task_id)
         return deleted
+
+    def _unlist(self, task_id: str) -> None:
+        """A task is not there: if it is later, somebody has added it since this thread listed."""
+        if hasattr(self._listed, "keys"):
+            self._listed.keys.discard(task_id)
 
     def save_tasks(self, tasks: Iterable[Any]) -> bool:
         """Make a list the whole state, in its order: all or nothing. Durable when it returns.

@@ -222,6 +222,22 @@ def test_what_somebody_else_adds_anew_is_not_deleted_by_saving(writers: Writers)
     assert [task["name"] for task in ui.load_tasks()] == ["Task a", "another one"]
 
 
+@pytest.mark.parametrize("notice", ["update_task", "delete_task"])
+def test_what_somebody_else_deletes_and_adds_anew_is_not_deleted_by_saving(
+    writers: Writers, notice: str
+) -> None:
+    scheduler, ui = writers
+    for key in "ab":
+        scheduler.add_task(make_task(key))
+    tasks = scheduler.load_tasks()
+    assert ui.delete_task("b")
+    # From here on the scheduler knows that it is gone.
+    assert not getattr(scheduler, notice)(tasks[1] if notice == "update_task" else "b")
+    ui.add_task(make_task("b", name="another one"))
+    assert scheduler.save_tasks(tasks[:1])
+    assert [task["name"] for task in ui.load_tasks()] == ["Task a", "another one"]
+
+
 def test_tasks_of_one_store_can_be_saved_to_another(
     opened: MakePersistence, writers: Writers, tmp_path: Path
 ) -> None:
