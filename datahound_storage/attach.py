@@ -54,6 +54,15 @@ class FilesSide:
         """Whether the snapshot is there as a whole, so that what it lacks was deleted."""
         return self.snapshot.exists and not self.snapshot.damaged
 
+    def is_of(self, changes: Changes) -> bool:
+        """Whether the sidecar speaks of this database."""
+        return self.sidecar is not None and self.sidecar.header.database == changes.state.identity
+
+    def shows_the_same(self, changes: Changes) -> bool:
+        """Whether the snapshot shows what is in the database, to the letter."""
+        in_files = {item.task_key: item.text for item in self.snapshot.items}
+        return self.is_complete and in_files == {s.task_key: s.text for s in changes.tasks}
+
     @property
     def unchanged(self) -> bool:
         """Whether the snapshot is one that we wrote: then the database has the last word."""
@@ -123,10 +132,10 @@ def plan_meeting(
     """What is to be done to the database. Raises DivergedError, SnapshotError."""
     if keep is None:
         _check_belongs(side, changes, dal, paths)
-        if side.unchanged:
+        if side.unchanged and side.is_of(changes):
             return Plan()
     base = None
-    if side.sidecar is not None and changes.state.filled and keep is None:
+    if side.sidecar is not None and side.is_of(changes) and changes.state.filled and keep is None:
         base = Base(side.sidecar.tasks, side.sidecar.previous)
     files = {i.task_key: file_version(i.text, i.task) for i in side.snapshot.items}
     ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
@@ -161,15 +170,14 @@ def _version(text: str, changed_us: int, base: Base | None) -> Version:
 
 def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: StatePaths) -> None:
     """Refuse a database that is another one, or that lies before what the files show."""
-    if side.sidecar is None or not changes.state.filled:
-        return
-    header = side.sidecar.header
-    if header.database != changes.state.identity:
+    if is_another(side, changes):
         raise DivergedError(
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
             f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
-    if is_older(changes, header, side.sidecar.tasks, dal):
+    if side.sidecar is None or not side.is_of(changes) or not changes.state.filled:
+        return
+    if is_older(changes, side.sidecar.header, side.sidecar.tasks, dal):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
             f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
@@ -177,24 +185,32 @@ def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: St
         )
 
 
-def _lies_before(changes: Changes, header: SidecarHeader) -> bool:
-    """Whether the database has not yet seen the newest of what the snapshot shows."""
-    if header.incarnation == changes.state.incarnation:
-        return Watermark.parse(header.watermark).xmax > changes.state.watermark.xmax
-    # Transaction ids do not survive dump and restore; the stamps' times do.
-    return header.shown_us > changes.newest_us
+def is_another(side: FilesSide, changes: Changes) -> bool:
+    """Whether the snapshot is of another database, and one side would overwrite the other.
+
+    Nothing can be overwritten in a database that was never filled, nor where both show the same.
+    """
+    if side.sidecar is None or side.is_of(changes) or not changes.state.filled:
+        return False
+    return not side.shows_the_same(changes)
 
 
 def is_older(
     changes: Changes, header: SidecarHeader, shown: Mapping[str, Hashes], dal: StorageDAL
 ) -> bool:
     """Whether the database is older than the snapshot, which shows `shown`."""
-    if header.incarnation == changes.state.incarnation:
-        return _lies_before(changes, header)
+    state = changes.state
+    continues = header.incarnation == state.incarnation
+    if continues and Watermark.parse(header.watermark).xmax <= state.watermark.xmax:
+        return False
     if not changes.full:
         return False  # then an earlier reading was, and has been looked at
-    # A restore starts transaction ids anew, and a single change after it hides the dump's age.
-    return _lies_before(changes, header) or _has_forgotten(changes, header, shown, dal.tombstones())
+    # Transaction ids do not survive dump and restore, and a server that crashes forgets those of
+    # transactions that changed nothing; the stamps' times last. But a single change after a restore
+    # hides the dump's age.
+    return header.shown_us > changes.newest_us or _has_forgotten(
+        changes, header, shown, dal.tombstones()
+    )
 
 
 def _has_forgotten(

@@ -88,6 +88,7 @@ class SnapshotBackup:
         self._paths = paths
         self._patience = patience
         self._view = TaskView()
+        self._losses = dal.database.losses
         self._shown: dict[str, Hashes] = {}
         self._header = SidecarHeader()
         self._signature: atomic.Signature | None = None
@@ -180,6 +181,7 @@ class SnapshotBackup:
         return (
             state is not None
             and not self._refused
+            and self._losses == self._dal.database.losses
             and self._header.watermark == str(state.watermark)
             and state.watermark.shows(stamp)
             and atomic.signature(self._paths.tasks_file) == self._signature
@@ -214,7 +216,13 @@ class SnapshotBackup:
         return True
 
     def _read(self) -> None:
-        changes = self._dal.read_changes(self._view.state)
+        losses = self._dal.database.losses
+        if losses != self._losses:
+            # If the server crashed, new changes may have stamps that the snapshot takes for old.
+            self._refused = True
+        known = self._view.state if losses == self._losses else None
+        changes = self._dal.read_changes(known)
+        self._losses = losses
         self._check_not_before(changes)
         touched = self._view.apply(changes)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}

@@ -28,7 +28,7 @@ class Preview:
 
     `to_database` are written there from the files, `deleted_in_database` are deleted there;
     `to_files` are written to the snapshot from the database, `deleted_in_files` leave it;
-    `reordered`: tasks of the snapshot get the database's order. `lost` are the versions that lose
+    `reordered`: one side gets the other's order of the tasks. `lost` are the versions that lose
     and are kept as conflicts. `damage` is what cannot be read in the snapshot, which is kept aside.
     `runs_pruned` leave the table, as they were trimmed while the files were the only store.
     """
@@ -101,7 +101,7 @@ class Sides:
             runs_to_database=to_database,
             runs_to_files=to_files,
             runs_pruned=pruned,
-            reordered=_common(files, after) != _common(after, files),
+            reordered=plan.order is not None or _common(files, after) != _common(after, files),
             damage=self._files.snapshot.problems,
         )
 
@@ -141,7 +141,8 @@ class Sides:
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:
     gone = set(plan.delete)
     after = {key: text for key, text in database if key not in gone}
-    return after | {prepared.task_key: prepared.text for prepared in plan.write}
+    after |= {prepared.task_key: prepared.text for prepared in plan.write}
+    return {key: after[key] for key in plan.order or [] if key in after} | after
 
 
 def _common(keys: Iterable[str], others: dict[str, str]) -> list[str]:

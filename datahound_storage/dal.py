@@ -161,8 +161,8 @@ class StorageDAL:
 
     def change_all(
         self, decide: Callable[[Changes], BulkChange], patience: float | None = None
-    ) -> int | None:
-        """Change many tasks in one transaction: all or nothing. Its stamp; None: no change.
+    ) -> int:
+        """Change many tasks in one transaction: all or nothing. Returns its stamp.
 
         Waits `patience` seconds (None: an operation's time) for other writers, then LockedError.
 
@@ -170,18 +170,24 @@ class StorageDAL:
         after a failure. What it raises undoes the change.
         """
         wait = self.database.timeout if patience is None else patience
-        return self.database.run(lambda c: self._change_all(c, decide, wait), bulk=True).result
+        attempts: list[int] = []
+        self.database.run(lambda c: self._change_all(c, decide, wait, attempts), bulk=True)
+        return attempts[-1]
 
     def _change_all(
         self,
         connection: DeadlineConnection,
         decide: Callable[[Changes], BulkChange],
         patience: float,
-    ) -> int | None:
+        attempts: list[int],
+    ) -> None:
         with connection.transaction():
             task_table.lock_for_bulk_change(connection, patience)
+            # With the lock in hand, an attempt whose answer got lost has come to its end.
+            if attempts and task_table.is_committed(connection, attempts[-1]):
+                return
+            attempts.append(task_table.current_stamp(connection))
             self.apply(connection, decide(changes.read_all(connection)))
-            return task_table.stamp(connection)
 
     def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
         """Carry out a bulk change inside the caller's transaction."""

@@ -196,7 +196,7 @@ class StoreSwitch:
             except Exception as error:  # noqa: BLE001 - the next try may succeed
                 self._note_failed_probe(error)
             else:
-                _report("the database serves again; what was written to the files is carried over")
+                log.warning("the database serves again; what the files had is carried over")
 
     def _note_failed_probe(self, error: Exception) -> None:
         known = isinstance(error, StorageError)

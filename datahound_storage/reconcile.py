@@ -195,7 +195,7 @@ class Meeting:
         plan.conflicts.append(_lost(key, HALF_NAMES[half], kept, lost, reason))
         plan.reports.append(
             f"task {key!r}: the {HALF_NAMES[half]}'s half was changed in the files and in the "
-            f"database; the {kept}' version was kept, the other one is in scheduler_conflicts"
+            f"database; the version of the {kept} was kept, the other one is in scheduler_conflicts"
         )
         return wins
 
@@ -205,10 +205,11 @@ def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) 
     changed = {k: v for k, v in files.items() if k not in database or database[k].text != v.text}
     gone = [key for key in database if key not in files]
     lost = [key for key in (*changed, *gone) if key in database]
+    natural = [*(k for k in database if k in files), *(k for k in files if k not in database)]
     return Plan(
         write=[_prepared(version) for version in changed.values()],
         delete=gone,
-        order=list(files),
+        order=None if list(files) == natural else list(files),
         conflicts=[_lost(key, "task", "files", database[key], _CHOSEN) for key in lost],
     )
 

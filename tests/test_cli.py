@@ -327,8 +327,9 @@ def test_status_with_a_read_only_server(run: Run, migrated_url: str) -> None:
 def test_status_with_another_database_than_the_snapshot_shows(
     run: Run, migrated_url: str, base: Path, opened: MakePersistence
 ) -> None:
-    opened(base, url=migrated_url)
+    opened(base, url=migrated_url).add_task(make_task("a"))
     sql(migrated_url, "UPDATE scheduler_storage SET identity = gen_random_uuid()")
+    sql(migrated_url, "UPDATE scheduler_tasks SET status = 'paused'")
     result = run("status", url=migrated_url)
     assert result.exit_code == 1
     assert "another database" in result.stdout
@@ -343,7 +344,9 @@ def test_status_with_a_database_that_is_older_than_the_snapshot(
     text = path.read_text()
     watermark = json.loads(text)["watermark"]
     later = ":".join(str(int(part) + 10**6) for part in watermark.split(":")[:2])
-    path.write_text(text.replace(f'"{watermark}"', f'"{later}:"'))
+    shown = json.loads(text)["shown_us"]
+    text = text.replace(f'"{watermark}"', f'"{later}:"')
+    path.write_text(text.replace(f'"shown_us":{shown}', f'"shown_us":{shown + 10**9}'))
     result = run("status", url=migrated_url)
     assert result.exit_code == 1
     assert "older than what the snapshot shows" in result.stdout

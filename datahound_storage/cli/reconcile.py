@@ -137,7 +137,7 @@ def _files_part(found: Preview) -> str:
         (len(found.deleted_in_files), "task", "removed from it"),
         (found.runs_to_files, "run", "added to the history"),
     )
-    return f"{parts}; the order becomes the database's" if found.reordered else parts
+    return f"{parts}; the order of the tasks is made the same" if found.reordered else parts
 
 
 def _listed(*parts: tuple[int, str, str]) -> str:

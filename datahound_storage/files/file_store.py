@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from datahound_storage.errors import LockTimeoutError
-from datahound_storage.files import atomic, conflicts, history, snapshot
+from datahound_storage.files import atomic, conflicts, history, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
@@ -155,6 +155,10 @@ class FileStore:
                 return False
             if found.damaged:
                 snapshot.set_aside(self._paths.tasks_file)
+            if found.damaged or not found.exists:
+                # What is written now lacks tasks that nobody has deleted: the sides are to meet as
+                # strangers, which deletes nothing.
+                sidecar.forget(self._paths.sidecar_file)
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))

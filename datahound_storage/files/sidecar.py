@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
 
 FORMAT = 1
@@ -113,3 +114,15 @@ def read(path: Path) -> Sidecar | None:
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
         return None
+
+
+def forget(path: Path) -> None:
+    """Remove the sidecar, durably: what the snapshot shows is not known any more.
+
+    Raises FileStoreError.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        atomic.sync_directory(path.parent)
+    except OSError as error:
+        raise cannot("remove", path, error) from error

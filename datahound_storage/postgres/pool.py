@@ -135,6 +135,8 @@ class Database:
         self.timeout = timeout
         self._echo = echo
         self._retired = False
+        # How many connections broke: the server may have crashed, and counts transactions anew.
+        self.losses = 0
         self._deadlines = threading.local()
         self._connector = self._new_connector()
         self._pool = self._new_pool()
@@ -245,6 +247,7 @@ class Database:
             yield connection
         finally:
             if connection.closed:
+                self.losses += 1
                 proxy.invalidate()
                 self._renew(pool)
             elif connection.info.transaction_status != TransactionStatus.IDLE:

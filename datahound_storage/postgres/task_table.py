@@ -139,10 +139,16 @@ def lock_for_bulk_change(connection: Connection, patience: float) -> None:
     connection.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
 
 
-def stamp(connection: Connection) -> int | None:
-    """The stamp of the caller's transaction, None if it has changed nothing."""
-    found = connection.execute("SELECT pg_current_xact_id_if_assigned()::text").fetchone()
-    return None if found is None or found[0] is None else int(found[0])
+def current_stamp(connection: Connection) -> int:
+    """The stamp of the caller's transaction."""
+    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    return int(row[0]) if row else 0
+
+
+def is_committed(connection: Connection, stamp: int) -> bool:
+    """Whether a transaction that has ended was committed."""
+    row = connection.execute("SELECT pg_xact_status(%s::xid8)", (str(stamp),)).fetchone()
+    return row == ("committed",)
 
 
 _INCOMING = """

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.migrations import upgrade
 from tests.fault.fix_faults import impatient
 from tests.fault.proxy import Proxy
 from tests.fix_persistence import MakePersistence
@@ -108,8 +109,7 @@ def test_the_table(
     persistence = opened(base, url=migrated_url)
     persistence.save_tasks([make_task("a"), make_task("other")])
     # So that also the snapshot before the last one showed the task.
-    assert persistence.add_task(make_task("third"))
-    assert persistence.delete_task("third")
+    change_twice(persistence)
     persistence.close()
     if files is None:
         drop_from_file(base)
@@ -156,6 +156,58 @@ def test_files_of_the_old_code_and_a_table_with_rows_are_united(
     lost = sql("SELECT task_key, kept FROM scheduler_conflicts ORDER BY task_key")
     assert ("newer in table", "database") in lost
     assert OldCode(base).load() == persistence.load_tasks()
+
+
+@pytest.mark.parametrize("upgraded_first", [False, True], ids=["a start", "upgrade, then a start"])
+def test_a_new_and_empty_database_gets_what_the_files_show(
+    opened: MakePersistence, base: Path, server: TestServer, migrated_url: str, upgraded_first: bool
+) -> None:
+    """The old server is gone; the snapshot is as it wrote it."""
+    persistence = opened(base, url=migrated_url)
+    persistence.save_tasks([make_task("a"), make_task("b")])
+    persistence.log_task_execution("a", True, "kept")
+    persistence.close()
+    new = server.create_database()
+    try:
+        if upgraded_first:
+            snapshot, history = str(persistence.tasks_file), str(persistence.history_file)
+            upgrade(new, x=[f"snapshot={snapshot}", f"history={history}"])
+        persistence = opened(base, url=new)
+        assert persistence.health().store == "database"
+        expected = [make_task("a"), make_task("b")]
+        assert persistence.load_tasks() == OldCode(base).load() == expected
+        assert [run["message"] for run in persistence.get_task_history()] == ["kept"]
+        persistence.close()
+    finally:
+        server.drop_database(new)
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
+def test_a_damaged_snapshot_that_was_written_to_deletes_nothing_from_the_database(
+    opened: MakePersistence, base: Path, migrated_url: str, damage: str
+) -> None:
+    persistence = opened(base, url=migrated_url)
+    persistence.save_tasks([make_task(key) for key in "abc"])
+    # So that also the snapshot before the last one showed the tasks.
+    change_twice(persistence)
+    persistence.close()
+    path = persistence.tasks_file
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "torn" else b"")
+    rolled_back = opened(base)
+    assert rolled_back.add_task(make_task("added"))
+    rolled_back.close()
+    persistence = opened(base, url=migrated_url)
+    assert {task["task_id"] for task in persistence.load_tasks()} == {"a", "b", "c", "added"}
+    assert OldCode(base).load() == persistence.load_tasks()
+
+
+def change_twice(persistence: SchedulerPersistence) -> None:
+    assert persistence.add_task(make_task("third"))
+    assert persistence.delete_task("third")
 
 
 def test_a_table_that_its_users_emptied_is_not_refilled(
