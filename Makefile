@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SOAK_EXAMPLES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format drift clean
+.PHONY: help install demo test soak lint format drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +24,9 @@ demo: install ## the whole job once, on an embedded PostgreSQL and the sample fi
 
 test: install ## the whole suite on a real Postgres (TEST_POSTGRES=auto|container|embedded|URL)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: install ## the model of tests/property with SOAK_EXAMPLES (10000) random examples
+	@SOAK_EXAMPLES=$(SOAK_EXAMPLES) $(BIN)/python -m pytest -q -s --show-capture=no tests/property/test_model.py
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions
 	@$(BIN)/ruff format --check .

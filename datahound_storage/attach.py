@@ -78,7 +78,8 @@ def read_files(paths: StatePaths) -> FilesSide:
     if found.damaged:
         snapshot.report_damage(paths.tasks_file, found)
         snapshot.set_aside(paths.tasks_file)
-    return FilesSide(found, sidecar.read(paths.sidecar_file))
+    known = sidecar.read(paths.sidecar_file)
+    return FilesSide(found, known and known.settled(found.signature))
 
 
 class Keep(StrEnum):

@@ -227,7 +227,14 @@ class SnapshotBackup:
         touched = self._view.apply(changes)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
-        self._pending.update((key, stamps.get(key)) for key in touched)
+        # Not only what is new to this process: a peer may have shown what is gone again by now.
+        unlike = touched | self._unlike_shown() if changes.full else stamps.keys()
+        self._pending.update((key, stamps.get(key)) for key in unlike)
+
+    def _unlike_shown(self) -> set[str]:
+        """The tasks that the snapshot does not show as they are."""
+        now = self._view.hashes()
+        return {key for key in {*now, *self._shown} if now.get(key) != self._shown.get(key)}
 
     def _check_not_before(self, changes: Changes) -> None:
         header = self._header

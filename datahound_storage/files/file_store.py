@@ -161,6 +161,7 @@ class FileStore:
                 sidecar.forget(self._paths.sidecar_file)
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
+            sidecar.settle(self._paths.sidecar_file, found.signature)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             return True
 

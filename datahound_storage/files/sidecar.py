@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,21 @@ class Sidecar:
     tasks: dict[str, Hashes] = field(default_factory=dict)
     previous: dict[str, Hashes | None] = field(default_factory=dict)
 
+    def settled(self, signature: tuple[int, int, int] | None) -> Sidecar:
+        """Without `previous`, where the snapshot's inode tells which of the two was changed.
+
+        After a crash the old one stands beside this sidecar. Who then changes it has not seen what
+        the new one was to show.
+        """
+        inode = signature[0] if signature is not None else None
+        if self.header.file is not None and inode == self.header.file[0]:
+            return replace(self, previous={})
+        if self.header.replaced is not None and inode == self.header.replaced[0]:
+            older = {**self.tasks, **self.previous}
+            tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
+            return replace(self, tasks=tasks, previous={})
+        return self
+
 
 _WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
 _TEXTS = ("database", "incarnation", "watermark", "before", "after")
@@ -94,6 +109,20 @@ def encode(
     first = orjson.dumps({"format": FORMAT, **header.__dict__, "previous": previous}).decode()
     joined = ",\n".join(lines)
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
+
+
+def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
+    """Write down which snapshot is about to be changed: its successor has another inode.
+
+    Callers hold the file lock. Raises FileStoreError.
+    """
+    known = read(path)
+    if known is None or not known.previous:
+        return
+    settled = known.settled(signature)
+    if settled is not known:
+        lines = (task_line(key, hashes) for key, hashes in settled.tasks.items())
+        atomic.replace(path, encode(settled.header, lines, {}))
 
 
 def read(path: Path) -> Sidecar | None:

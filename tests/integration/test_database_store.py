@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from datahound_storage import BackupEvent, SchedulerPersistence
-from tests.fix_persistence import MakePersistence
+from tests.fix_persistence import MakePersistence, as_another
 from tests.scheduler import OldCode, make_task
 
 
@@ -274,3 +274,26 @@ def test_a_time_that_only_postgres_knows_costs_nobody_anything(
     assert persistence.load_tasks() == [make_task("a")]
     assert persistence.add_task(make_task("b"))
     assert snapshot(persistence) == [make_task("a"), make_task("b")]
+
+
+def test_what_a_peer_added_and_this_process_deleted_leaves_the_snapshot(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    first, second = (opened(base, url=as_another(migrated_url, name)) for name in ("a", "b"))
+    first.add_task(make_task("kept"))
+    first.add_task(make_task("deleted"))
+    # It never listed the task, nor saw it in any other way.
+    assert second.delete_task("deleted")
+    assert snapshot(second) == [make_task("kept")]
+
+
+def test_what_is_again_as_this_process_saw_it_first_is_shown_so(
+    opened: MakePersistence, base: Path, migrated_url: str, sql: Any
+) -> None:
+    first, second = (opened(base, url=as_another(migrated_url, name)) for name in ("a", "b"))
+    first.add_task(make_task("a"))
+    second.load_tasks()
+    text = sql("SELECT task_text FROM scheduler_tasks").fetchone()[0]
+    assert first.update_task({**first.get_task("a"), "name": "another"})
+    sql("UPDATE scheduler_tasks SET task_text = %s", [text])
+    assert second.load_tasks() == snapshot(second) == [make_task("a")]
