@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import DivergedError, LockTimeoutError, SnapshotError
-from datahound_storage.files import history, sidecar, snapshot
-from datahound_storage.files.history import Mark
-from datahound_storage.files.lock import locked
+from datahound_storage.errors import DivergedError, SnapshotError
+from datahound_storage.files import sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
-from datahound_storage.postgres.run_table import line_of
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reconcile import (
     Base,
@@ -30,7 +27,6 @@ from datahound_storage.reconcile import (
     file_version,
 )
 from datahound_storage.reporting import Reporter
-from datahound_storage.runs import row_of
 from datahound_storage.tasks import BulkChange
 
 log = Reporter()
@@ -176,9 +172,7 @@ def _check_belongs(side: FilesSide, changes: Changes, dal: StorageDAL, paths: St
             f"{paths.tasks_file} shows the tasks of another database than the URL leads to. "
             f"Nothing was changed on either side. Correct the URL; or {_CHOOSE}."
         )
-    if side.sidecar is None or not side.is_of(changes) or not changes.state.filled:
-        return
-    if is_older(changes, side.sidecar.header, side.sidecar.tasks, dal):
+    if shows_newer(side, changes, dal):
         raise DivergedError(
             f"the database is older than what {paths.tasks_file} shows (a restored dump, a "
             f"standby that lagged). Nothing was changed on either side. Restore a newer state; or "
@@ -194,6 +188,14 @@ def is_another(side: FilesSide, changes: Changes) -> bool:
     if side.sidecar is None or side.is_of(changes) or not changes.state.filled:
         return False
     return not side.shows_the_same(changes)
+
+
+def shows_newer(side: FilesSide, changes: Changes, dal: StorageDAL) -> bool:
+    """Whether the snapshot shows a newer state of this database than the database has."""
+    known = side.sidecar
+    if known is None or not side.is_of(changes) or not changes.state.filled:
+        return False
+    return is_older(changes, known.header, known.tasks, dal)
 
 
 def is_older(
@@ -238,62 +240,6 @@ def _has_forgotten(
 
 def _hashes(text: str) -> Hashes:
     return hashes_of(decode(text))
-
-
-def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:
-    """Bring runs that only the files have into the table, and the other way round.
-
-    Takes the file lock for the appending alone; what is appended meanwhile comes after the mark
-    that it returns.
-    """
-    mark = history.mark(paths.history_file)
-    _repeat_trim(dal, paths)
-    cutoff = dal.history_cutoff()
-    recorded = dal.run_ids()
-    missing = (
-        row_of(line)
-        for line in history.lines(paths.history_files)
-        if line.run_id not in recorded and (cutoff is None or line.ended_at >= cutoff)
-    )
-    added = dal.add_runs(missing)
-    if added:
-        log.info("carried over from the history file: %d runs", added)
-    try:
-        _append_missing(dal, paths, recorded, patience)
-    except LockTimeoutError as error:
-        log.error("the history file could not follow, the next start mends it: %s", error)
-    return mark
-
-
-def sync_last_runs(dal: StorageDAL, paths: StatePaths, mark: Mark) -> None:
-    """Bring the runs that were appended after `mark` into the table. Callers hold the file lock."""
-    _repeat_trim(dal, paths)
-    cutoff = dal.history_cutoff()
-    dal.add_runs(
-        row_of(line)
-        for line in history.lines_after(paths.history_file, mark)
-        if cutoff is None or line.ended_at >= cutoff
-    )
-
-
-def _repeat_trim(dal: StorageDAL, paths: StatePaths) -> None:
-    """What was trimmed while the files were the only store is gone for good."""
-    trimmed = history.remembered_cutoff(paths.history_state_file)
-    if trimmed is not None:
-        dal.purge_task_runs(older_than=trimmed)
-
-
-def _append_missing(
-    dal: StorageDAL, paths: StatePaths, recorded: Iterable[str], patience: float
-) -> None:
-    with locked(paths.lock_file, patience):
-        shown = {line.run_id for line in history.lines(paths.history_files)}
-        ids = [run_id for run_id in recorded if run_id not in shown]
-        if not ids:
-            return
-        runs = sorted(dal.runs_by_ids(ids), key=lambda r: r.row.finished_at or r.row.started_at)
-        history.append(paths.history_file, map(line_of, runs), durable=True)
-    log.info("carried over to %s: %d runs", paths.history_file, len(ids))
 
 
 def waiting_tasks(paths: StatePaths) -> int | None:

@@ -1,16 +1,9 @@
-"""The backup hook, and its first user: the snapshot.
-
-A hook is called after each commit and on each listing. Only the snapshot's own hook belongs to the
-acknowledgement of a write; another one that fails is reported and never fails the write.
-"""
+"""The snapshot: the first user of the backup hook, and the only one that a write waits for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable
 
 from datahound_storage.attach import Keep, is_older, meet
 from datahound_storage.dal import StorageDAL
@@ -40,37 +33,6 @@ _PAUSE = 0.1
 _BEHIND = (FileStoreError, SnapshotError, LockTimeoutError, LockedError)
 
 log = Reporter()
-
-
-@dataclass(frozen=True)
-class BackupEvent:
-    """Why a hook is called: after a commit, with the keys that it changed, or on a listing.
-
-    `watermark` names the state of the database that `snapshot` shows (a `pg_snapshot` in text),
-    empty while the files are the store.
-    """
-
-    reason: Literal["commit", "listing"]
-    task_keys: tuple[str, ...]
-    watermark: str
-    snapshot: Path
-
-
-@runtime_checkable
-class BackupHook(Protocol):
-    """Something that keeps a copy of the tasks, or wants to know that they changed."""
-
-    def refresh(self, event: BackupEvent) -> None:
-        """Called after the snapshot is durable. What it raises is logged."""
-
-
-def notify(hooks: Sequence[BackupHook], event: BackupEvent) -> None:
-    """Call the additional hooks; a failing one is reported and stops nothing."""
-    for hook in hooks:
-        try:
-            hook.refresh(event)
-        except Exception:
-            log.warning("backup hook %s failed", type(hook).__name__, exc_info=True)
 
 
 class SnapshotBackup:
@@ -133,25 +95,25 @@ class SnapshotBackup:
         """As `attach`, for what was written since then. Callers hold the file lock."""
         self._refresh()
 
-    def after_commit(self, stamp: int | None) -> bool:
-        """Make the snapshot show a committed change (None: any). Durable when it returns True.
+    def after_commit(self, stamp: int) -> bool:
+        """Make the snapshot show a committed change. Durable when it returns True.
 
         A file that cannot be written is reported and left whole, and the next call tries again.
         Raises DatabaseError where the state could not be read.
         """
         try:
             with locked(self._paths.lock_file, self._patience):
-                if stamp is None or not self._is_covered(stamp):
+                if not self._is_covered(stamp):
                     self._refresh()
         except _BEHIND as error:
             self.report(error)
             return False
         return True
 
-    def shows(self, stamp: int | None) -> bool:
+    def shows(self, stamp: int) -> bool:
         """Whether the snapshot shows a change; no, where that is not known."""
         watermark = self._header.watermark
-        return stamp is not None and watermark != "" and Watermark.parse(watermark).shows(stamp)
+        return watermark != "" and Watermark.parse(watermark).shows(stamp)
 
     def listing(self) -> list[TaskText]:
         """All tasks as of now, in order; the snapshot shows them when it returns.

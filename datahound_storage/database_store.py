@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-from datahound_storage.backup import BackupEvent, BackupHook, SnapshotBackup, notify
+from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, FileStoreError, LockTimeoutError
 from datahound_storage.files import sidecar
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.hooks import BackupEvent, BackupHook, notify
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.stored import StoredTask
@@ -28,7 +29,7 @@ log = Reporter()
 
 # Does a change that is committed to the files too.
 Redo = Callable[[FileStore], object]
-_Owed = tuple[int | None, Redo]
+_Owed = tuple[int, Redo]
 # A disk that is full for days must not use up the memory as well.
 _MOST_OWED = 10_000
 
@@ -52,7 +53,7 @@ class DatabaseStore:
         self._dal = dal
         self._paths = paths
         self._files = files
-        # Committed, but perhaps not shown by the snapshot; with the stamp if there is a change.
+        # Committed, but perhaps not shown by the snapshot; each with its stamp.
         self._owed: deque[_Owed] = deque(maxlen=_MOST_OWED)
         self._settling = threading.Lock()
         self._patience = patience
@@ -124,7 +125,7 @@ class DatabaseStore:
         task_keys = [*(p.task_key for p in change.write), *change.delete]
         self._follow(stamp, task_keys, lambda files: files.change_all(decide))
 
-    def _follow(self, stamp: int | None, task_keys: Sequence[str], redo: Redo) -> None:
+    def _follow(self, stamp: int, task_keys: Sequence[str], redo: Redo) -> None:
         self._owed.append((stamp, redo))
         try:
             if self.backup.after_commit(stamp):
@@ -137,7 +138,7 @@ class DatabaseStore:
 
     def _forget_shown(self) -> None:
         for owed in list(self._owed):
-            if owed[0] is None or self.backup.shows(owed[0]):
+            if self.backup.shows(owed[0]):
                 self._forget(owed)
 
     def _forget(self, owed: _Owed) -> None:
@@ -161,7 +162,7 @@ class DatabaseStore:
             files = FileStore(self._paths, self._patience, held=True)
             for owed in list(self._owed):
                 stamp, redo = owed
-                if stamp is not None and not (shown and Watermark.parse(shown).shows(stamp)):
+                if not (shown and Watermark.parse(shown).shows(stamp)):
                     redo(files)
                 self._forget(owed)
 

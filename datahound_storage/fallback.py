@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from datahound_storage.attach import sync_history, sync_last_runs, waiting_tasks
-from datahound_storage.backup import ATTACH_PATIENCE, BackupHook
+from datahound_storage.attach import waiting_tasks
+from datahound_storage.backup import ATTACH_PATIENCE
 from datahound_storage.bootstrap import make_dal, prepare_schema
 from datahound_storage.dal import StorageDAL
 from datahound_storage.database_store import CommittedError, DatabaseStore
 from datahound_storage.errors import (
     DatabaseError,
     FileStoreError,
+    LockTimeoutError,
     SnapshotError,
     StorageError,
 )
@@ -29,6 +30,8 @@ from datahound_storage.files.file_store import FileStore, MovedError
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.health import Health, StoreName
+from datahound_storage.history_sync import sync_history, sync_last_runs
+from datahound_storage.hooks import BackupHook
 from datahound_storage.reporting import Reporter
 from datahound_storage.settings import Settings
 from datahound_storage.stores import TaskStore
@@ -139,7 +142,9 @@ class StoreSwitch:
                 self._fall_back(store, error)
                 continue
             if store is not None and self._database is None:
-                self._prepare_files()  # another thread has fallen back meanwhile
+                # Fallen back meanwhile. The answer stands; what the files lack the next call does.
+                with suppress(LockTimeoutError):
+                    self._prepare_files()
             return result
 
     def _prepare_files(self) -> None:
@@ -154,7 +159,7 @@ class StoreSwitch:
             self._last.settle()
         except (FileStoreError, SnapshotError) as error:
             if str(error) != self._unsettled:
-                _report(f"the JSON files lack changes that only the database has: {error}")
+                log.error("the JSON files lack changes that only the database has: %s", error)
             self._unsettled = str(error)
 
     def _fall_back(self, store: DatabaseStore | None, error: StorageError) -> None:
@@ -174,7 +179,9 @@ class StoreSwitch:
             if seconds is None
             else f"and trying the database again every {seconds:g} s"
         )
-        _report(f"the database does not serve, going on with the JSON files {until}: {error}")
+        log.error(
+            "%s", f"the database does not serve, going on with the JSON files {until}: {error}"
+        )
         self._keep_probing()
 
     def _keep_probing(self) -> None:
@@ -203,7 +210,9 @@ class StoreSwitch:
         reason = str(error) if known else f"{type(error).__name__} while attaching"
         if reason != self._reason and not self._closed.is_set():
             self._reason = reason
-            _report(f"the database does not serve yet, going on with the JSON files: {reason}")
+            log.error(
+                "%s", f"the database does not serve yet, going on with the JSON files: {reason}"
+            )
 
     def health(self) -> Health:
         """The state of things."""
@@ -228,12 +237,6 @@ class StoreSwitch:
             self._closed.set()
             if self._dal is not None:
                 self._dal.close()
-
-
-def _report(message: str) -> None:
-    """Tell the operator, whatever the state of the process's output is."""
-    with suppress(Exception):  # a closed stderr: reporting a failure must not itself fail
-        log.error("%s", message)
 
 
 _Key = tuple[str, Path]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datahound_storage.backup import BackupHook
 from datahound_storage.bases import Bases, identities_of
 from datahound_storage.codec import Task, decode, fits_text_column
 from datahound_storage.errors import InvalidArgumentError
@@ -17,6 +16,7 @@ from datahound_storage.fallback import close_switch, open_switch
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.health import Health
+from datahound_storage.hooks import BackupHook
 from datahound_storage.records import TaskStatus
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, new_entry

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from datahound_storage import migrations
-from datahound_storage.attach import FilesSide, is_another, is_older
+from datahound_storage.attach import FilesSide, is_another, shows_newer
 from datahound_storage.bootstrap import make_dal
 from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import decode
@@ -154,15 +154,9 @@ def _require_may_upgrade(dal: StorageDAL) -> None:
 def _require_belonging(dal: StorageDAL, changes: Changes, files: Files) -> None:
     """Raise DatabaseError where a start would refuse to let the sides meet."""
     side = FilesSide(files.snapshot, files.sidecar)
-    known = files.sidecar
     if is_another(side, changes):
         problem = "another database wrote the snapshot than the one that the URL leads to"
-    elif (
-        known is not None
-        and side.is_of(changes)
-        and changes.state.filled
-        and is_older(changes, known.header, known.tasks, dal)
-    ):
+    elif shows_newer(side, changes, dal):
         problem = "the database is older than what the snapshot shows (a restored dump?)"
     else:
         return

@@ -193,3 +193,23 @@ def test_threads_that_commit_while_another_falls_back(
         assert len(acknowledged) == 80
         assert set(names(persistence)) == set(acknowledged)
         persistence.close()
+
+
+def test_a_committed_change_is_answered_though_the_files_cannot_take_over_yet(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """The database goes away, and another call falls back, before the answer is given."""
+    with Proxy(migrated_url) as proxy:
+
+        class Meanwhile:
+            def refresh(self, event: object) -> None:
+                cut(proxy)
+                with pytest.raises(LockTimeoutError):
+                    persistence.get_task("a")
+
+        persistence = opened(base, url=proxy.url, settings=impatient(), hooks=[Meanwhile()])
+        with held(persistence.lock_file):
+            assert persistence.add_task(make_task("a"))
+        assert persistence.health().store == "files"
+        assert names(persistence) == {"a": "Task a"}
+        persistence.close()
