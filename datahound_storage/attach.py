@@ -16,6 +16,7 @@ from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
+from datahound_storage.postgres.task_table import Tombstone
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reconcile import (
     Base,
@@ -61,8 +62,11 @@ class FilesSide:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the snapshot is one that we wrote: then the database has the last word."""
-        if self.sidecar is None or not self.snapshot.exists:
+        """Whether the snapshot is one that we wrote: then the database has the last word.
+
+        What was added while the files served and then deleted leaves no trace but in the sidecar.
+        """
+        if self.sidecar is None or not self.snapshot.exists or self.sidecar.shown_since:
             return False
         header = self.sidecar.header
         return header.recognises(self.snapshot.digest, self.snapshot.signature)
@@ -133,7 +137,7 @@ def plan_meeting(
             return Plan()
     base = None
     if side.sidecar is not None and side.is_of(changes) and changes.state.filled and keep is None:
-        base = Base(side.sidecar.tasks, side.sidecar.previous)
+        base = _base(side.sidecar)
     files = {i.task_key: file_version(i.text, i.task) for i in side.snapshot.items}
     ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
     database = {s.task_key: _version(s.text, s.changed_us, base) for s in ordered}
@@ -147,14 +151,30 @@ def plan_meeting(
             )
         return choose_files(files, database)
     # Who chose `both` was promised that nothing is deleted.
-    heeds_deletions = base is None and changes.state.filled and keep is None
+    heeds_deletions = changes.state.filled and keep is None
+    tombstones = dal.tombstones() if heeds_deletions and files.keys() - database.keys() else {}
     return Meeting(
         base=base,
         files=files,
         database=database,
         files_complete=side.is_complete,
-        deleted_at=dal.tombstones() if heeds_deletions else {},
+        deleted_at={key: tombstone.deleted_at for key, tombstone in tombstones.items()},
+        buried=_buried(tombstones, side.sidecar) if base and side.sidecar else {},
     ).plan()
+
+
+def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, bytes]:
+    """The texts that were deleted since the sidecar was written, by their hashes."""
+    since = _shown_at(known.header)
+    return {
+        key: tombstone.text_hash
+        for key, tombstone in tombstones.items()
+        if tombstone.text_hash is not None and tombstone.deleted_at > since
+    }
+
+
+def _base(known: Sidecar) -> Base:
+    return Base(known.tasks, known.previous, known.shown_since)
 
 
 def _version(text: str, changed_us: int, base: Base | None) -> Version:
@@ -220,13 +240,13 @@ def _has_forgotten(
     changes: Changes,
     header: SidecarHeader,
     shown: Mapping[str, Hashes],
-    deleted_at: Mapping[str, datetime],
+    tombstones: Mapping[str, Tombstone],
 ) -> bool:
     """Whether something is missing that the snapshot showed.
 
     What was not changed since then must be as shown, and what is not there deleted since then.
     """
-    since = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=header.shown_us)
+    since = _shown_at(header)
     present = {task.task_key for task in changes.tasks}
     if any(
         task.changed_us <= header.shown_us and shown.get(task.task_key) != _hashes(task.text)
@@ -235,7 +255,13 @@ def _has_forgotten(
         return True
     if header.epoch != changes.state.epoch:
         return False  # emptied since then, which leaves no trace of single tasks
-    return any(deleted_at.get(key, since) <= since for key in shown if key not in present)
+    gone = (tombstones.get(key) for key in shown if key not in present)
+    return any(stone is None or stone.deleted_at <= since for stone in gone)
+
+
+def _shown_at(header: SidecarHeader) -> datetime:
+    """The time of the newest change that the snapshot showed, by the database's clock."""
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=header.shown_us)
 
 
 def _hashes(text: str) -> Hashes:
@@ -254,6 +280,6 @@ def waiting_tasks(paths: StatePaths) -> int | None:
     if known.header.recognises(found.digest, found.signature):
         return 0
     shown = {item.task_key: hashes_of(item.task) for item in found.items}
-    base = Base(known.tasks, known.previous)
+    base = _base(known)
     changed = sum(not base.had_exactly(key, hashes) for key, hashes in shown.items())
     return changed + len(known.tasks.keys() - shown.keys())

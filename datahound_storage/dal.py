@@ -27,7 +27,7 @@ from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.pool import Database, DeadlineConnection
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.postgres.task_table import KeptConflict, Written
+from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
 from datahound_storage.records import (
     SchedulerRunRecord,
     SchedulerTaskFilter,
@@ -269,8 +269,8 @@ class StorageDAL:
 
         return self.database.run(stream, bulk=True).result
 
-    def tombstones(self) -> dict[str, datetime]:
-        """When each deleted key was deleted."""
+    def tombstones(self) -> dict[str, Tombstone]:
+        """The tombstone of each deleted key; the key may be there again."""
         return self.database.run(task_table.tombstones).result
 
     def conflicts(self) -> list[KeptConflict]:

@@ -7,9 +7,10 @@ reads or writes anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import NamedTuple
 
 from datahound_storage.codec import Task, encode_lenient, same
@@ -35,13 +36,18 @@ class Base:
     """What both sides showed when they were last equal: for each task the hashes of its halves.
 
     Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
+    `shown_since` are the operator's halves that the files showed later.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Hashes], previous: Mapping[str, Hashes | None] | None = None
+        self,
+        tasks: Mapping[str, Hashes],
+        previous: Mapping[str, Hashes | None] | None = None,
+        shown_since: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self._tasks = tasks
         self._previous = previous or {}
+        self._shown_since = shown_since or {}
 
     def was_reordered(self, files: Iterable[str]) -> bool:
         """Whether tasks in the files were moved; new ones at the end move nothing."""
@@ -62,6 +68,14 @@ class Base:
         """Whether a half was as it is now."""
         versions = (self._tasks.get(key), self._previous.get(key))
         return any(v is not None and same_half(v[half], digest) for v in versions)
+
+    def was_in_files(self, key: str) -> bool:
+        """Whether the files have shown the task, then or since."""
+        return self.knows(key) or key in self._shown_since
+
+    def files_have_shown(self, key: str, operator: str) -> bool:
+        """Whether the files have shown this operator's half, then or since."""
+        return self.had(key, OPERATOR, operator) or operator in self._shown_since.get(key, ())
 
     def may_lack(self, key: str) -> bool:
         """Whether the older of the two snapshots did not show the task yet."""
@@ -89,7 +103,8 @@ class Meeting:
     """The sides as they are. `base` is None where they never met.
 
     `files_complete`: a task missing from the files was deleted there (not just unreadable).
-    `deleted_at`: when the database saw the deletion of keys that it no longer has.
+    `deleted_at`: when the database saw the deletion of keys that it no longer has. `buried`: the
+    hashes of the texts that were deleted there since the sides were last equal.
     """
 
     base: Base | None
@@ -97,6 +112,7 @@ class Meeting:
     database: Mapping[str, Version]
     files_complete: bool = True
     deleted_at: Mapping[str, datetime] = field(default_factory=dict)
+    buried: Mapping[str, bytes] = field(default_factory=dict)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def plan(self) -> Plan:
@@ -115,6 +131,8 @@ class Meeting:
         return plan
 
     def _only_in_files(self, plan: Plan, key: str, version: Version) -> None:
+        if self._was_buried(key, version):
+            return
         if self.base is None:
             gone = self.deleted_at.get(key)
             if gone is not None and not _is_newer(version.changed_at, gone, self.now):
@@ -130,10 +148,17 @@ class Meeting:
             )
         plan.write.append(_prepared(version))
 
+    def _was_buried(self, key: str, version: Version) -> bool:
+        """Whether the database deleted exactly what the files show.
+
+        It can have more than the base tells: a change whose answer got lost was done to both.
+        """
+        return key in self.buried and self.buried[key] == sha256(version.text.encode()).digest()
+
     def _only_in_database(self, plan: Plan, key: str, version: Version) -> None:
-        if self.base is None or not self.base.knows(key) or not self.files_complete:
+        if self.base is None or not self.base.was_in_files(key) or not self.files_complete:
             return
-        if self.base.had(key, OPERATOR, hashes_of(version.task)[OPERATOR]):
+        if self.base.files_have_shown(key, hashes_of(version.task)[OPERATOR]):
             plan.delete.append(key)
             if self.base.may_lack(key):
                 # After a crash between sidecar and snapshot the files never showed it; far more

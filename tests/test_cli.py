@@ -21,9 +21,12 @@ from datahound_storage import __version__
 from datahound_storage.cli import COMMANDS, cli
 from datahound_storage.cli.output import printable
 from datahound_storage.migrations import downgrade, upgrade
+from datahound_storage.migrations.state import revisions
 from tests.fix_cli import DEAD_URL, URL, failed
 from tests.fix_persistence import MakePersistence
 from tests.scheduler import EXAMPLES, make_task
+
+HEAD = revisions()[-1]
 
 SCRIPT = Path(sys.executable).with_name("datahound-storage")
 
@@ -164,7 +167,7 @@ def _read_all(descriptor: int) -> str:
 def test_upgrade_makes_the_tables_and_imports_the_files(run: Run, database_url: str) -> None:
     result = run("upgrade", url=database_url)
     assert result.exit_code == 0, result.output
-    assert "upgraded from no tables to revision 0003" in result.stdout
+    assert f"upgraded from no tables to revision {HEAD}" in result.stdout
     assert "The tables hold 40 tasks and 1,500 runs." in result.stdout
     assert sql(database_url, "SELECT count(*) FROM scheduler_tasks") == [(40,)]
 
@@ -179,12 +182,12 @@ def test_upgrade_has_nothing_to_do_at_head(run: Run, migrated_url: str) -> None:
 def test_upgrade_stops_where_it_is_told_and_goes_on(run: Run, database_url: str) -> None:
     assert "to revision 0001" in run("upgrade", "--revision", "0001", url=database_url).stdout
     result = run("upgrade", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": "0001", "to": "0003", "tasks": 40, "runs": 1500}
+    assert json.loads(result.stdout) == {"from": "0001", "to": HEAD, "tasks": 40, "runs": 1500}
 
 
 def test_upgrade_makes_the_tables_only(run: Run, database_url: str) -> None:
     result = run("upgrade", "--no-import", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 0, "runs": 0}
+    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
 
 
 def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: 
     history.write_text('{"timestamp": "2026-01-01T00:00:00+00:00", "task_id": "only"}\n')
     files = ("--snapshot", str(snapshot), "--history", str(history))
     result = run("upgrade", *files, "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 1, "runs": 1}
+    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 1, "runs": 1}
     assert sql(database_url, "SELECT task_key FROM scheduler_tasks") == [("only",)]
 
 
@@ -203,7 +206,7 @@ def test_upgrade_imports_from_the_given_directory_and_no_other(
     other = tmp_path / "other" / "data"
     (other / "scheduler").mkdir(parents=True)
     result = run("upgrade", "--data-dir", str(other), "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": "0003", "tasks": 0, "runs": 0}
+    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
 
 
 def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path) -> None:
@@ -248,7 +251,7 @@ def test_status_with_a_database_at_head(
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert (found["store"], found["serves"]) == ("database", True)
-    assert found["schema"] == {"state": "current", "found": "0003", "head": "0003"}
+    assert found["schema"] == {"state": "current", "found": HEAD, "head": HEAD}
     assert found["tasks"] == {"active": 25, "paused": 6, "error": 5, "disabled": 4}
     assert found["runs"] == 1500
     assert found["snapshot"]["ours"] is True

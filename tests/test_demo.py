@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from datahound_storage.migrations.state import revisions
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "examples" / "demo.py"
 SECONDS = 60
@@ -42,7 +44,7 @@ def test_the_demonstration_shows_everything_and_leaves_nothing(embedded_director
     output, _ = demo.communicate(timeout=SECONDS)
     assert demo.returncode == 0, output
     for shown in (
-        "revision 0003 applied",
+        f"revision {revisions()[-1]} applied",
         "imported 1,500 runs",
         "Pruned:",
         "the database does not serve",

@@ -149,7 +149,8 @@ class FileStore:
     def _change(self, change: Callable[[Texts, list[Conflict]], bool]) -> bool:
         with self._locked():
             found = self._read()
-            texts = {item.task_key: item.text for item in found.items}
+            before = {item.task_key: item.text for item in found.items}
+            texts = dict(before)
             lost: list[Conflict] = []
             if not change(texts, lost):
                 return False
@@ -161,7 +162,8 @@ class FileStore:
                 sidecar.forget(self._paths.sidecar_file)
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
-            sidecar.settle(self._paths.sidecar_file, found.signature)
+            written = {key: text for key, text in texts.items() if before.get(key) != text}
+            sidecar.note_change(self._paths.sidecar_file, found.signature, written)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             return True
 

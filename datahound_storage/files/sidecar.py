@@ -8,15 +8,17 @@ read alone; the rest holds the two hashes of each task.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from datahound_storage.codec import decode
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
+from datahound_storage.halves import hashes_of
 
 FORMAT = 1
 Hashes = tuple[str, str]
@@ -52,11 +54,15 @@ class SidecarHeader:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs."""
+    """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs.
+
+    `shown_since` are the hashes of the operator's halves that the files showed after that.
+    """
 
     header: SidecarHeader
     tasks: dict[str, Hashes] = field(default_factory=dict)
     previous: dict[str, Hashes | None] = field(default_factory=dict)
+    shown_since: dict[str, list[str]] = field(default_factory=dict)
 
     def settled(self, signature: tuple[int, int, int] | None) -> Sidecar:
         """Without `previous`, where the snapshot's inode tells which of the two was changed.
@@ -72,6 +78,18 @@ class Sidecar:
             tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
             return replace(self, tasks=tasks, previous={})
         return self
+
+    def showing(self, texts: Mapping[str, str]) -> Sidecar:
+        """With what the files are about to show of some tasks."""
+        halves = {key: hashes_of(decode(text))[0] for key, text in texts.items()}
+        new = {key: half for key, half in halves.items() if not self._knows(key, half)}
+        if not new:
+            return self
+        more = {key: [*self.shown_since.get(key, ()), half] for key, half in new.items()}
+        return replace(self, shown_since={**self.shown_since, **more})
+
+    def _knows(self, key: str, half: str) -> bool:
+        return half == self.tasks.get(key, ("",))[0] or half in self.shown_since.get(key, ())
 
 
 _WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
@@ -103,26 +121,33 @@ def task_line(task_key: str, hashes: Hashes) -> str:
 
 
 def encode(
-    header: SidecarHeader, lines: Iterable[str], previous: dict[str, Hashes | None]
+    header: SidecarHeader,
+    lines: Iterable[str],
+    previous: dict[str, Hashes | None],
+    shown_since: dict[str, list[str]] | None = None,
 ) -> bytes:
     """The bytes of a sidecar."""
-    first = orjson.dumps({"format": FORMAT, **header.__dict__, "previous": previous}).decode()
+    value = {"format": FORMAT, **header.__dict__, "previous": previous}
+    first = orjson.dumps(value | ({"shown_since": shown_since} if shown_since else {})).decode()
     joined = ",\n".join(lines)
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
 
 
-def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
-    """Write down which snapshot is about to be changed: its successor has another inode.
+def note_change(
+    path: Path, signature: tuple[int, int, int] | None, texts: Mapping[str, str]
+) -> None:
+    """Write down which snapshot is about to be changed, and what it then shows of some tasks.
 
-    Callers hold the file lock. Raises FileStoreError.
+    Its successor has another inode. Callers hold the file lock. Raises FileStoreError.
     """
     known = read(path)
-    if known is None or not known.previous:
+    if known is None:
         return
-    settled = known.settled(signature)
-    if settled is not known:
-        lines = (task_line(key, hashes) for key, hashes in settled.tasks.items())
-        atomic.replace(path, encode(settled.header, lines, {}))
+    noted = (known.settled(signature) if known.previous else known).showing(texts)
+    if noted is not known:
+        lines = (task_line(key, hashes) for key, hashes in noted.tasks.items())
+        content = encode(noted.header, lines, noted.previous, noted.shown_since)
+        atomic.replace(path, content)
 
 
 def read(path: Path) -> Sidecar | None:
@@ -139,7 +164,8 @@ def read(path: Path) -> Sidecar | None:
             return None
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
         previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
-        return Sidecar(_header(value), tasks, previous)
+        since = {k: [str(half) for half in v] for k, v in value.pop("shown_since", {}).items()}
+        return Sidecar(_header(value), tasks, previous, since)
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
         return None

@@ -280,6 +280,16 @@ def delete_conflicts(connection: Connection, ids: Sequence[int]) -> int:
     return connection.execute(query, (list(ids),)).rowcount
 
 
-def tombstones(connection: Connection) -> dict[str, datetime]:
-    """When each deleted key was deleted."""
-    return dict(connection.execute("SELECT task_key, deleted_at FROM scheduler_task_tombstones"))
+class Tombstone(NamedTuple):
+    """When a key was deleted, and the SHA-256 of the text that it then had, where that is known."""
+
+    deleted_at: datetime
+    text_hash: bytes | None
+
+
+_TOMBSTONES = "SELECT task_key, deleted_at, text_hash FROM scheduler_task_tombstones"
+
+
+def tombstones(connection: Connection) -> dict[str, Tombstone]:
+    """The tombstone of each deleted key."""
+    return {key: Tombstone(*rest) for key, *rest in connection.execute(_TOMBSTONES)}

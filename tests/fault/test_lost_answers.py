@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from datahound_storage import SchedulerPersistence
 from tests.fault.fix_faults import (
     CALLS,
     Told,
@@ -21,6 +23,7 @@ from tests.fault.fix_faults import (
 from tests.fault.proxy import Proxy
 from tests.fault.standby import value
 from tests.fix_persistence import MakePersistence
+from tests.scheduler import OldCode
 
 WRITES = {
     "add_task": "INSERT",
@@ -38,9 +41,14 @@ def check_rows(url: str, name: str) -> None:
     with psycopg.connect(url) as connection:
         tasks = connection.execute("SELECT task_key FROM scheduler_tasks ORDER BY 1").fetchall()
         runs = connection.execute("SELECT message FROM scheduler_runs ORDER BY 1").fetchall()
-        lost = connection.execute("SELECT task_key, reason FROM scheduler_conflicts").fetchall()
     assert tasks == [(key,) for key in sorted(call.keys)]
     assert runs == [(message,) for message in sorted(call.runs)]
+    check_no_conflict(url)
+
+
+def check_no_conflict(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        lost = connection.execute("SELECT task_key, reason FROM scheduler_conflicts").fetchall()
     assert lost == []
 
 
@@ -86,6 +94,100 @@ def test_the_server_stays_away(
     check_left(persistence, CALLS[name])
     check_rows(migrated_url, name)
     check_files(persistence, CALLS[name])
+
+
+@pytest.fixture
+def stayed_away(
+    opened: MakePersistence, base: Path, proxy: Proxy
+) -> Callable[[str], SchedulerPersistence]:
+    """A process on the files; the database has done its last call as well, and cannot tell."""
+
+    def call(name: str) -> SchedulerPersistence:
+        persistence = opened(base, url=proxy.url, settings=impatient())
+        fill(persistence)
+        proxy.lose_answer(WRITES[name], then=proxy.refuse)
+        assert CALLS[name].make(persistence) == CALLS[name].answer
+        assert (proxy.has_lost, persistence.health().store) == (True, "files")
+        return persistence
+
+    return call
+
+
+CHANGED_KEY = {"add_task": "c", "update_task": "a", "save_tasks": "c"}
+each_change = pytest.mark.parametrize("name", CHANGED_KEY)
+
+
+@each_change
+@pytest.mark.parametrize("by", ["this process", "old code"])
+def test_deleted_in_the_files_it_is_not_brought_back(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    name: str,
+    by: str,
+) -> None:
+    persistence, key = stayed_away(name), CHANGED_KEY[name]
+    if by == "this process":
+        assert persistence.delete_task(key)
+    else:
+        OldCode(base).save([task for task in OldCode(base).load() if task["task_id"] != key])
+    persistence.close()
+    persistence = opened(base, url=migrated_url)
+    assert persistence.get_task(key) is None
+    left = [task_key for task_key in CALLS[name].keys if task_key != key]
+    assert [task["task_id"] for task in persistence.load_tasks()] == left
+
+
+@each_change
+def test_deleted_in_the_database_it_is_not_brought_back(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    name: str,
+) -> None:
+    key = CHANGED_KEY[name]
+    stayed_away(name).close()
+    with psycopg.connect(migrated_url) as connection:
+        connection.execute("DELETE FROM scheduler_tasks WHERE task_key = %s", (key,))
+    persistence = opened(base, url=migrated_url)
+    assert persistence.health().store == "database"
+    assert key not in [task["task_id"] for task in persistence.load_tasks()]
+    check_no_conflict(migrated_url)
+
+
+def test_added_anew_in_the_files_it_stays_though_the_same_was_deleted_before(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """Somebody takes back a deletion that both sides have shown."""
+    persistence = opened(base, url=migrated_url)
+    fill(persistence)
+    before = OldCode(base).load()
+    assert persistence.delete_task("a")
+    persistence.close()
+    OldCode(base).save(before)
+    persistence = opened(base, url=migrated_url)
+    assert persistence.get_task("a") == before[0]
+
+
+def test_a_change_that_the_deletion_has_not_seen_survives(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """The database never got the change: what was deleted there is the task before it."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    proxy.refuse()
+    proxy.drop()
+    assert persistence.update_task(secret_task("a", name="changed"))
+    assert persistence.health().store == "files"
+    persistence.close()
+    with psycopg.connect(migrated_url) as connection:
+        connection.execute("DELETE FROM scheduler_tasks WHERE task_key = 'a'")
+    persistence = opened(base, url=migrated_url)
+    found = persistence.get_task("a")
+    assert found is not None
+    assert found["name"] == "changed"
 
 
 def test_an_answer_to_a_reading_is_lost(

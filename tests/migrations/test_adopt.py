@@ -173,7 +173,7 @@ def test_an_interrupted_upgrade_goes_on_where_it_was(many_url: str) -> None:
     query(many_url, "UPDATE datahound_storage_version SET version_num = '0001'")
     query(many_url, "UPDATE pg_index SET indisvalid = false"
           " WHERE indexrelid = 'ix_scheduler_runs_ended_at'::regclass")  # fmt: skip
-    upgrade(many_url)
+    upgrade(many_url, "0002")
     assert query(many_url, "SELECT run_id, seq FROM scheduler_runs ORDER BY seq") == wanted
     assert query(many_url, IN_ORDER) == [(25003, 25003, True, True)]
     assert support.schema_of(many_url) == schema

@@ -46,13 +46,11 @@ class Effects:
         self._fault: Fault | None = None
         self._left = -1
         self._dead = False
-        self.struck = False
 
     @contextmanager
     def during(self, fault: Fault | None) -> Iterator[None]:
         """Let a fault happen during the calls inside."""
         self._fault, self._left, self._dead = fault, fault.at if fault else -1, False
-        self.struck = False
         try:
             yield
         finally:
@@ -65,7 +63,6 @@ class Effects:
         if self._fault is None:
             return ""
         self._left -= 1
-        self.struck = self.struck or self._left == -1
         return self._fault.kind if self._left == -1 else ""
 
     def _die(self) -> Crash:

@@ -6,9 +6,7 @@ place and had seen it: what a caller's object showed, or what stood in the row o
 overwrites what he has not seen must leave it where `datahound-storage conflicts` shows it.
 
 Known and accepted: a call that never returned has taken effect or not, wholly; the change of one
-that died between commit and snapshot stays. A fault in the middle of a call can leave a change on
-both sides that the sidecar does not know of (`doubtful`). Deleted in the files afterwards, such a
-task looks as if only the database had changed it, and survives.
+that died between commit and snapshot stays.
 """
 
 from __future__ import annotations
@@ -109,7 +107,6 @@ class Model:
         self._old: set[str] = set()
         self._gone: set[str] = set()
         self._trimming = False
-        self.doubtful: set[str] = set()
 
     # What happens.
 
@@ -182,10 +179,7 @@ class Model:
                 if later.value is not None and later.acknowledged:
                     law(_has_lost(later, found), f"{value} is back, replaced by {later.value}")
         operator = [self.writes[value] for value in values if value.field in OPERATOR]
-        if task["description"] not in self.doubtful:
-            law(
-                any(not _was_deleted(write) for write in operator), f"{key!r} is back from the dead"
-            )
+        law(any(not _was_deleted(write) for write in operator), f"{key!r} is back from the dead")
         paused = str(task["note"]).startswith(PAUSED)
         law(paused is (task["status"] == PAUSED), f"{key!r}: {task['note']}, but {task['status']}")
 

@@ -6,6 +6,7 @@ in the end against what was acknowledged (model.py). `make soak` runs it with ma
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -21,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from tests import servers
 from tests.property.edits import EDITS, RUNS, change, new_task
 from tests.property.faults import DISK_FULL, KINDS, Effects, Fault, Server, install
-from tests.property.world import KEYS, Held, Process, World
+from tests.property.world import KEYS, Held, Process, World, surely
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES") or 0)
 EXAMPLES = 300
@@ -81,7 +82,7 @@ class Machine(RuleBasedStateMachine):
         tasks: list[Any] | None = self.world.call(process, lambda p: p.load_tasks(), fault)
         if tasks is not None:
             process.listed = [process.hold(task) for task in tasks]
-            process.has_listed = True
+            process.has_listed(task["task_id"] for task in tasks)
         return tasks
 
     @rule(number=numbers, fault=faults)
@@ -111,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         if added:
             process.listed = [h for h in process.listed if h.task["task_id"] != key]
             process.listed.append(process.hold(task))
+            process.knows(key, is_there=True)
             if fault is None:
                 self.world.read_back(process, task, BACK)
         elif added is False:
@@ -139,7 +141,8 @@ class Machine(RuleBasedStateMachine):
             return
         process.drop(lambda other: other is held)
         if updated is False:
-            self.world.law(not before(), f"{held.task} is there, and was not updated")
+            process.knows(task["task_id"], is_there=False)
+            self.world.law(not surely(before()), f"{held.task} is there, and was not updated")
 
     @rule(number=numbers, key=keys, fault=faults)
     def delete(self, number: int, key: str, fault: Fault | None) -> None:
@@ -150,30 +153,35 @@ class Machine(RuleBasedStateMachine):
             for stood in before():
                 self.world.model.deleted(stood.task, acknowledged=bool(deleted), sure=stood.is_sure)
         else:
-            self.world.law(not before(), f"{key!r} is there, and was not deleted")
+            self.world.law(not surely(before()), f"{key!r} is there, and was not deleted")
         process.drop(lambda held: held.task["task_id"] == key)
+        if deleted is not None:
+            process.knows(key, is_there=False)
 
     @rule(number=numbers, place=places, what=changes, drop=st.none() | keys, fault=faults)
     def save(
         self, number: int, place: int, what: str, drop: str | None, fault: Fault | None
     ) -> None:
         process = self._process(number)
-        if not process.has_listed:
+        if process.known is None:
             self._load(process, None)
         listed = [held for held in process.listed if held.task["task_id"] != drop]
         stood = {h.task["task_id"]: self.world.before(process, h.task["task_id"]) for h in listed}
-        is_listed = len(listed) < len(process.listed)
-        dropped = self.world.before(process, drop) if drop and is_listed else list
+        missing = (process.known or set()) - stood.keys()
+        dropped = [self.world.before(process, key) for key in missing]
         if listed:
             change(listed[place % len(listed)].task, what, self.world.new)
         saved = self.world.call(process, lambda p: p.save_tasks([h.task for h in listed]), fault)
         for held in listed:
             # What somebody has deleted meanwhile stays deleted.
-            if stood[held.task["task_id"]]():
-                self.world.model.wrote(held.task, held.seen, acknowledged=bool(saved))
+            if found := stood[held.task["task_id"]]():
+                stored = bool(saved) and surely(found)
+                self.world.model.wrote(held.task, held.seen, acknowledged=stored)
             held.seen = dict(held.task)
-        for found in dropped():
-            self.world.model.deleted(found.task, acknowledged=bool(saved), sure=found.is_sure)
+        for gone in itertools.chain.from_iterable(before() for before in dropped):
+            self.world.model.deleted(gone.task, acknowledged=bool(saved), sure=gone.is_sure)
+        if saved:
+            process.has_listed(stood)
         process.drop(lambda held: held.task["task_id"] == drop or not saved)
 
     @rule(number=numbers, key=keys, fault=faults)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,11 @@ class Stood(NamedTuple):
     is_sure: bool
 
 
+def surely(found: list[Stood]) -> bool:
+    """Whether a task stood there, whichever store it was: in the one that served, or in both."""
+    return len(found) == 2 or any(stood.is_sure for stood in found)
+
+
 @dataclass
 class Held:
     """A task object that a process keeps, and what it showed when it was loaded or stored last."""
@@ -69,13 +74,24 @@ class Process:
     facade: SchedulerPersistence | None = None
     held: list[Held] = field(default_factory=list)
     listed: list[Held] = field(default_factory=list)
-    has_listed: bool = False
+    # What its facade takes for listed, None before the first listing: a saved list that lacks such
+    # a task deletes it.
+    known: set[str] | None = None
 
     def end(self) -> None:
         """Close its sockets and forget what it held."""
         if self.facade is not None:
             self.facade.close()
-        self.facade, self.held, self.listed, self.has_listed = None, [], [], False
+        self.facade, self.held, self.listed, self.known = None, [], [], None
+
+    def has_listed(self, keys: Iterable[str]) -> None:
+        """These tasks are the whole state for its facade."""
+        self.known = set(keys)
+
+    def knows(self, key: str, *, is_there: bool) -> None:
+        """Its facade was told whether a task is there."""
+        if self.known is not None:
+            (self.known.add if is_there else self.known.discard)(key)
 
     def hold(self, task: dict[str, Any]) -> Held:
         self.held = [*self.held, Held(task, dict(task))][-_FEW:]
@@ -175,7 +191,6 @@ class World:
                 process.facade = SchedulerPersistence(self.base / "data", settings=settings)
         except (Crash, *FAILURES):
             process.facade = None
-        self._note_fault(process)
 
     def call(
         self, process: Process, do: Callable[[SchedulerPersistence], Any], fault: Fault | None
@@ -190,17 +205,7 @@ class World:
             process.end()
         except FAILURES:
             assert fault is not None
-        finally:
-            self._note_fault(process)
         return None
-
-    def _note_fault(self, process: Process) -> None:
-        """A fault may have kept the files from noting that both sides show the same."""
-        if self.effects.struck and process.with_url:
-            rows = [] if self.server.is_out else [self.row(key) for key in KEYS]
-            tasks = [task for task in (*rows, *self.items().values()) if task is not None]
-            self.model.doubtful.update(task["description"] for task in tasks)
-            self.effects.struck = False
 
     def ready(self, process: Process) -> None:
         """See that a process runs."""
