@@ -396,9 +396,15 @@ def test_status_with_a_damaged_snapshot_and_a_database(
 def test_status_with_a_snapshot_that_cannot_be_read(run: Run, base: Path) -> None:
     path = base / "data/scheduler/scheduled_tasks.json"
     path.unlink()
-    assert "missing" in run("status").stdout
+    assert "missing\n" in run("status").stdout
     path.mkdir()
     failed(run("status"), "scheduled_tasks.json")
+
+
+def test_status_asks_about_a_data_directory_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    result = run("status", "--data-dir", str(tmp_path / "no such"))
+    assert result.exit_code == 0  # the first start makes it
+    assert "is the --data-dir right?" in result.stdout
 
 
 # verify
@@ -427,7 +433,10 @@ def test_verify_different(run: Run, database_url: str, base: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout.count("task_config") == 2
     assert "and 1 more" in result.stdout
-    assert result.stdout.splitlines()[-1] == "DIFFERENT: 3 differences"
+    assert result.stdout.splitlines()[-2:] == [
+        "DIFFERENT: 3 differences",
+        "what a start would carry over: datahound-storage reconcile --dry-run",
+    ]
     assert "hush" not in result.output
     result = run("verify", "--json", url=database_url)
     assert result.exit_code == 1

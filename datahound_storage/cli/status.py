@@ -88,7 +88,9 @@ def _contents(contents: Contents) -> list[tuple[str, str]]:
 
 def _snapshot(files: Files) -> str:
     if files.written_at is None:
-        return f"{files.paths.tasks_file}: missing"
+        is_new = not files.paths.scheduler_dir.is_dir()
+        hint = ", and its directory, too: is the --data-dir right?" if is_new else ""
+        return f"{files.paths.tasks_file}: missing{hint}"
     age = timedelta(seconds=round((datetime.now(UTC) - files.written_at).total_seconds()))
     if files.snapshot.damaged:
         writer = "DAMAGED (see below)"

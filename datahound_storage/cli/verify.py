@@ -66,7 +66,11 @@ def _tell(report: VerifyReport, limit: int) -> None:
     print_table("Differences", ("what", "which", "where"), differences[:limit])
     if len(differences) > limit:
         say(f"  and {len(differences) - limit:,} more (--limit shows more of them)")
-    say("equal" if report.equal else f"DIFFERENT: {counted(len(differences), 'difference')}")
+    if report.equal:
+        say("equal")
+        return
+    say(f"DIFFERENT: {counted(len(differences), 'difference')}")
+    say("what a start would carry over: datahound-storage reconcile --dry-run")
 
 
 def _notes(report: VerifyReport) -> list[str]:

@@ -166,7 +166,8 @@ def report_damage(path: Path, found: Snapshot) -> None:
         log.error("%s: %s", path, problem)
     log.error(
         "%s is damaged: the %d tasks that can be read are used. Before it is written again it is "
-        "kept aside; look there for what is missing and add those tasks again.",
+        "kept aside. What it lacks comes from the database, where one serves; the rest has to be "
+        "added again by hand, from the kept file.",
         path,
         len(found.items),
     )
