@@ -160,10 +160,7 @@ class Meeting:
             return
         if self.base.files_have_shown(key, hashes_of(version.task)[OPERATOR]):
             plan.delete.append(key)
-            if self.base.may_lack(key):
-                # After a crash between sidecar and snapshot the files never showed it; far more
-                # often they did and somebody deleted it. The text is kept for the first case.
-                reason = "missing from the files, which may not have shown it yet"
+            if (reason := self._doubt(self.base, key)) is not None:
                 plan.conflicts.append(_lost(key, "task", "files", version, reason))
                 plan.reports.append(
                     f"task {key!r} was deleted, as it is missing from the files; its last version "
@@ -173,6 +170,18 @@ class Meeting:
         plan.reports.append(
             f"task {key!r} was deleted in the files but edited in the database: it is kept"
         )
+
+    def _doubt(self, base: Base, key: str) -> str | None:
+        """Why a deletion in the files may not have been meant, None where there is no such doubt.
+
+        It is carried out all the same, as nearly always somebody did mean it. The text is kept.
+        """
+        if base.may_lack(key):  # after a crash between sidecar and snapshot
+            return "missing from the files, which may not have shown it yet"
+        if self.files or len(self.database) == 1:
+            return None
+        # Old code takes a file that it cannot read for an empty one, and writes that back.
+        return "missing from the files, which show no task at all"
 
     def _meet(self, plan: Plan, key: str, files: Version, database: Version) -> None:
         if files.text == database.text:

@@ -223,6 +223,30 @@ def test_a_table_that_its_users_emptied_is_not_refilled(
         persistence.close()
 
 
+@pytest.mark.parametrize("emptied", [True, False], ids=["all gone", "all but one gone"])
+def test_what_an_emptied_list_deletes_is_kept(
+    opened: MakePersistence,
+    base: Path,
+    sql: Callable[..., list[Any]],
+    migrated_url: str,
+    emptied: bool,
+) -> None:
+    """As old code writes it after it could not read the file."""
+    persistence = opened(base, url=migrated_url)
+    persistence.save_tasks([make_task("a"), make_task("b")])
+    change_twice(persistence)
+    persistence.close()
+    OldCode(base).save([] if emptied else [make_task("a")])
+    persistence = opened(base, url=migrated_url)
+    left = [] if emptied else ["a"]
+    assert [task["task_id"] for task in persistence.load_tasks()] == left
+    kept = sql("SELECT task_key, half, lost_text FROM scheduler_conflicts ORDER BY task_key")
+    lost = [make_task("a"), make_task("b")] if emptied else []
+    assert [(key, half, json.loads(text)) for key, half, text in kept] == [
+        (task["task_id"], "task", task) for task in lost
+    ]
+
+
 def test_yesterdays_dump_overwrites_nothing(
     opened: MakePersistence, base: Path, server: TestServer, migrated_url: str
 ) -> None:
