@@ -152,7 +152,7 @@ def plan_meeting(
         return choose_files(files, database)
     # Who chose `both` was promised that nothing is deleted.
     heeds_deletions = changes.state.filled and keep is None
-    tombstones = dal.tombstones() if heeds_deletions and files.keys() - database.keys() else {}
+    tombstones = dal.tombstones() if heeds_deletions else {}
     return Meeting(
         base=base,
         files=files,
@@ -163,14 +163,11 @@ def plan_meeting(
     ).plan()
 
 
-def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, bytes]:
-    """The texts that were deleted since the sidecar was written, by their hashes."""
+def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, bytes | None]:
+    """The tasks that were deleted since the sidecar was written, with the hashes of their texts."""
     since = _shown_at(known.header)
-    return {
-        key: tombstone.text_hash
-        for key, tombstone in tombstones.items()
-        if tombstone.text_hash is not None and tombstone.deleted_at > since
-    }
+    recent = {key: stone for key, stone in tombstones.items() if stone.deleted_at > since}
+    return {key: stone.text_hash for key, stone in recent.items()}
 
 
 def _base(known: Sidecar) -> Base:

@@ -103,8 +103,9 @@ class Meeting:
     """The sides as they are. `base` is None where they never met.
 
     `files_complete`: a task missing from the files was deleted there (not just unreadable).
-    `deleted_at`: when the database saw the deletion of keys that it no longer has. `buried`: the
-    hashes of the texts that were deleted there since the sides were last equal.
+    `deleted_at`: when the database saw the deletion of keys; they may be there again. `buried`: the
+    keys that were deleted there since the sides were last equal, with the hash of the text that
+    they had, None where it is not known.
     """
 
     base: Base | None
@@ -112,7 +113,7 @@ class Meeting:
     database: Mapping[str, Version]
     files_complete: bool = True
     deleted_at: Mapping[str, datetime] = field(default_factory=dict)
-    buried: Mapping[str, bytes] = field(default_factory=dict)
+    buried: Mapping[str, bytes | None] = field(default_factory=dict)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def plan(self) -> Plan:
@@ -153,7 +154,7 @@ class Meeting:
 
         It can have more than the base tells: a change whose answer got lost was done to both.
         """
-        return key in self.buried and self.buried[key] == sha256(version.text.encode()).digest()
+        return self.buried.get(key) == sha256(version.text.encode()).digest()
 
     def _only_in_database(self, plan: Plan, key: str, version: Version) -> None:
         if self.base is None or not self.base.was_in_files(key) or not self.files_complete:
@@ -192,6 +193,12 @@ class Meeting:
         if self.base is not None and self.base.had_exactly(key, hashes[1]):
             plan.write.append(_prepared(files))
             return
+        if (
+            self.base is not None
+            and key in self.buried
+            and self.base.had(key, OPERATOR, hashes[0][OPERATOR])
+        ):
+            return  # deleted and added anew: what the scheduler did to the old one is not its own
         if self.base is None and hashes[0] == hashes[1]:
             # Rows without a text were rebuilt: the file still has order and spelling.
             if not _is_newer(database.changed_at, files.changed_at, self.now):

@@ -223,6 +223,19 @@ def test_a_table_that_its_users_emptied_is_not_refilled(
         persistence.close()
 
 
+def test_a_run_of_a_deleted_task_is_not_that_of_the_one_added_anew(
+    opened: MakePersistence, base: Path, sql: Callable[..., list[Any]], migrated_url: str
+) -> None:
+    persistence = opened(base, url=migrated_url)
+    persistence.save_tasks([make_task("a"), make_task("b")])
+    sql("DELETE FROM scheduler_tasks WHERE task_key = 'a'")
+    edit_file(base, **RUN)
+    anew = make_task("a", name="anew")
+    assert persistence.add_task(anew)
+    assert persistence.get_task("a") == anew
+    assert OldCode(base).load() == persistence.load_tasks() == [make_task("b"), anew]
+
+
 @pytest.mark.parametrize("emptied", [True, False], ids=["all gone", "all but one gone"])
 def test_what_an_emptied_list_deletes_is_kept(
     opened: MakePersistence,
