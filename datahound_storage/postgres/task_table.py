@@ -247,12 +247,13 @@ def _listed(row: tuple[Any, ...]) -> ListedTask:
 
 _CONFLICT = """
 INSERT INTO scheduler_conflicts (task_key, half, kept, lost_text, reason)
-VALUES (%s, %s, %s, %s, %s)"""
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[])"""
 
 
 def insert_conflicts(connection: Connection, conflicts: Sequence[Conflict]) -> None:
     """Keep versions that lost."""
-    connection.cursor().executemany(_CONFLICT, conflicts)
+    # One statement: executemany would open a pipeline, which writes to the log where it breaks.
+    connection.execute(_CONFLICT, [list(column) for column in zip(*conflicts, strict=True)])
 
 
 class KeptConflict(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from datahound_storage.errors import LockTimeoutError
+from datahound_storage.files import conflicts
+from datahound_storage.files.paths import StatePaths
 from datahound_storage.migrations import downgrade
 from datahound_storage.migrations.state import revisions
 from datahound_storage.settings import from_environment
@@ -201,6 +204,25 @@ def test_a_locked_row_is_not_waited_for_long(
             assert CALLS[name].make(persistence) is True
     told.fallen_back(persistence)
     check_left(persistence, CALLS[name])
+
+
+def test_locked_conflicts_are_not_waited_for_long(
+    opened: MakePersistence, base: Path, migrated_url: str, told: Told
+) -> None:
+    """The version that loses cannot be kept in the table: then nothing is written there at all."""
+    persistence = opened(base, url=migrated_url, settings=impatient())
+    fill(persistence)
+    held, other = persistence.get_task("a"), persistence.get_task("a")
+    assert persistence.update_task({**other, "name": "another"})
+    held["name"] = "held"
+    with psycopg.connect(migrated_url) as peer:
+        peer.execute("LOCK TABLE scheduler_conflicts IN ACCESS EXCLUSIVE MODE")
+        with bounded():
+            assert persistence.update_task(held)
+        told.fallen_back(persistence)
+    assert persistence.get_task("a")["name"] == "held"
+    kept = conflicts.read(StatePaths.below(base / "data").conflicts_file)
+    assert [json.loads(noted.conflict.lost_text)["name"] for noted in kept] == ["another"]
 
 
 _HOLD = """
