@@ -163,11 +163,11 @@ def plan_meeting(
     ).plan()
 
 
-def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, bytes | None]:
-    """The tasks that were deleted since the sidecar was written, with the hashes of their texts."""
+def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, str | None]:
+    """The tasks that were deleted since the sidecar was written, with their texts."""
     since = _shown_at(known.header)
     recent = {key: stone for key, stone in tombstones.items() if stone.deleted_at > since}
-    return {key: stone.text_hash for key, stone in recent.items()}
+    return {key: stone.task_text for key, stone in recent.items()}
 
 
 def _base(known: Sidecar) -> Base:

@@ -163,7 +163,8 @@ class DatabaseStore:
             for owed in list(self._owed):
                 stamp, redo = owed
                 if not (shown and Watermark.parse(shown).shows(stamp)):
-                    redo(files)
+                    with files.redoing():
+                        redo(files)
                 self._forget(owed)
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:

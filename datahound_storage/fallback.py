@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -127,12 +127,17 @@ class StoreSwitch:
         `committed` is the answer where the database has done it but failed before the snapshot
         showed it: then the files follow by themselves.
         """
+        tried = False
         while True:
             store = self._database
             try:
                 if store is None:
                     self._prepare_files()
-                result = operation(self._files if store is None else store)
+                    # An attempt whose answer got lost may have been committed.
+                    with self._files.redoing() if tried else nullcontext():
+                        result = operation(self._files)
+                else:
+                    result = operation(store)
             except MovedError:
                 continue  # the database serves again
             except CommittedError as error:
@@ -140,6 +145,7 @@ class StoreSwitch:
                 result = committed
             except DatabaseError as error:
                 self._fall_back(store, error)
+                tried = True
                 continue
             if store is not None and self._database is None:
                 # Fallen back meanwhile. The answer stands; what the files lack the next call does.

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import NamedTuple
 
-from datahound_storage.codec import Task, encode_lenient, same
+from datahound_storage.codec import Task, decode, encode_lenient, same
 from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import hashes_of, join_halves, same_half
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, columns_of, parse_time
@@ -36,14 +35,14 @@ class Base:
     """What both sides showed when they were last equal: for each task the hashes of its halves.
 
     Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
-    `shown_since` are the operator's halves that the files showed later.
+    `shown_since` are versions that the files showed later, and the database perhaps as well.
     """
 
     def __init__(
         self,
         tasks: Mapping[str, Hashes],
         previous: Mapping[str, Hashes | None] | None = None,
-        shown_since: Mapping[str, Collection[str]] | None = None,
+        shown_since: Mapping[str, Collection[Hashes]] | None = None,
     ) -> None:
         self._tasks = tasks
         self._previous = previous or {}
@@ -73,9 +72,9 @@ class Base:
         """Whether the files have shown the task, then or since."""
         return self.knows(key) or key in self._shown_since
 
-    def files_have_shown(self, key: str, operator: str) -> bool:
-        """Whether the files have shown this operator's half, then or since."""
-        return self.had(key, OPERATOR, operator) or operator in self._shown_since.get(key, ())
+    def was_shown_since(self, key: str, half: int, digest: str) -> bool:
+        """Whether the files have shown this half since, in a version the database may have."""
+        return any(same_half(v[half], digest) for v in self._shown_since.get(key, ()))
 
     def may_lack(self, key: str) -> bool:
         """Whether the older of the two snapshots did not show the task yet."""
@@ -104,8 +103,8 @@ class Meeting:
 
     `files_complete`: a task missing from the files was deleted there (not just unreadable).
     `deleted_at`: when the database saw the deletion of keys; they may be there again. `buried`: the
-    keys that were deleted there since the sides were last equal, with the hash of the text that
-    they had, None where it is not known.
+    keys that were deleted there since the sides were last equal, with the text that they had, None
+    where it is not known.
     """
 
     base: Base | None
@@ -113,7 +112,7 @@ class Meeting:
     database: Mapping[str, Version]
     files_complete: bool = True
     deleted_at: Mapping[str, datetime] = field(default_factory=dict)
-    buried: Mapping[str, bytes | None] = field(default_factory=dict)
+    buried: Mapping[str, str | None] = field(default_factory=dict)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def plan(self) -> Plan:
@@ -133,6 +132,9 @@ class Meeting:
 
     def _only_in_files(self, plan: Plan, key: str, version: Version) -> None:
         if self._was_buried(key, version):
+            reason = "deleted there, after a change that got lost on its way back"
+            plan.conflicts.append(_lost(key, "task", "database", version, reason))
+            plan.reports.append(f"task {key!r} was deleted in the database; it stays deleted")
             return
         if self.base is None:
             gone = self.deleted_at.get(key)
@@ -150,27 +152,36 @@ class Meeting:
         plan.write.append(_prepared(version))
 
     def _was_buried(self, key: str, version: Version) -> bool:
-        """Whether the database deleted exactly what the files show.
+        """Whether the database has deleted a change that was done to both sides.
 
-        It can have more than the base tells: a change whose answer got lost was done to both.
+        Then the base does not know it, and it looks as if only the files had made it.
         """
-        return self.buried.get(key) == sha256(version.text.encode()).digest()
+        text, operator = self.buried.get(key), hashes_of(version.task)[OPERATOR]
+        if text is None or self.base is None:
+            return False
+        was_on_both = self.base.was_shown_since(key, OPERATOR, operator)
+        return was_on_both and same_half(hashes_of(decode(text))[OPERATOR], operator)
 
     def _only_in_database(self, plan: Plan, key: str, version: Version) -> None:
-        if self.base is None or not self.base.was_in_files(key) or not self.files_complete:
+        base = self.base
+        if base is None or not base.was_in_files(key) or not self.files_complete:
             return
-        if self.base.files_have_shown(key, hashes_of(version.task)[OPERATOR]):
-            plan.delete.append(key)
-            if (reason := self._doubt(self.base, key)) is not None:
-                plan.conflicts.append(_lost(key, "task", "files", version, reason))
-                plan.reports.append(
-                    f"task {key!r} was deleted, as it is missing from the files; its last version "
-                    "is kept in scheduler_conflicts"
-                )
+        if key in self.buried:
+            return  # deleted there too, and added anew: the files' deletion was of the old one
+        operator = hashes_of(version.task)[OPERATOR]
+        was_on_both = base.was_shown_since(key, OPERATOR, operator)
+        if not (base.had(key, OPERATOR, operator) or was_on_both):
+            plan.reports.append(
+                f"task {key!r} was deleted in the files but edited in the database: it is kept"
+            )
             return
-        plan.reports.append(
-            f"task {key!r} was deleted in the files but edited in the database: it is kept"
-        )
+        plan.delete.append(key)
+        if (reason := self._doubt(base, key)) is not None:
+            plan.conflicts.append(_lost(key, "task", "files", version, reason))
+            plan.reports.append(
+                f"task {key!r} was deleted, as it is missing from the files; its last version "
+                "is kept in scheduler_conflicts"
+            )
 
     def _doubt(self, base: Base, key: str) -> str | None:
         """Why a deletion in the files may not have been meant, None where there is no such doubt.
@@ -179,10 +190,12 @@ class Meeting:
         """
         if base.may_lack(key):  # after a crash between sidecar and snapshot
             return "missing from the files, which may not have shown it yet"
-        if self.files or len(self.database) == 1:
+        if not base.knows(key):
+            return "missing from the files, which had it after an outage"
+        if len(self.database) == 1 or any(base.knows(known) for known in self.files):
             return None
         # Old code takes a file that it cannot read for an empty one, and writes that back.
-        return "missing from the files, which show no task at all"
+        return "missing from the files, with all other tasks"
 
     def _meet(self, plan: Plan, key: str, files: Version, database: Version) -> None:
         if files.text == database.text:
@@ -230,6 +243,8 @@ class Meeting:
                 return False
             if base.had(key, half, in_database):
                 return True
+        if base is not None and base.was_shown_since(key, half, in_database):
+            return True  # the files showed it as well, before they were changed to what they are
         wins = _is_newer(files.changed_at, database.changed_at, self.now)
         kept, lost = ("files", database) if wins else ("database", files)
         reason = "changed on both sides; the newer change was kept"

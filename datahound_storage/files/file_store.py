@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
-from datahound_storage.errors import LockTimeoutError
+from datahound_storage.errors import FileStoreError, LockTimeoutError
 from datahound_storage.files import atomic, conflicts, history, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, TaskChange, TaskText
+
+log = Reporter()
 
 Texts = dict[str, str]
 
@@ -43,7 +47,17 @@ class FileStore:
         self._patience = patience
         self._serves = serves
         self._reported = ""
+        self._redoing = threading.local()
         self.runs_logged = 0
+
+    @contextmanager
+    def redoing(self) -> Iterator[None]:
+        """Around a change of this thread that the database has done, or may have done, as well."""
+        self._redoing.is_on = True
+        try:
+            yield
+        finally:
+            self._redoing.is_on = False
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -162,10 +176,19 @@ class FileStore:
                 sidecar.forget(self._paths.sidecar_file)
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
-            written = {key: text for key, text in texts.items() if before.get(key) != text}
-            sidecar.note_change(self._paths.sidecar_file, found.signature, written)
+            sidecar.settle(self._paths.sidecar_file, found.signature)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
+            if getattr(self._redoing, "is_on", False):
+                self._note({key: text for key, text in texts.items() if before.get(key) != text})
             return True
+
+    def _note(self, texts: Texts) -> None:
+        """After the snapshot: what it never showed must not be taken for deleted there."""
+        try:
+            sidecar.note_shown(self._paths.sidecar_file, texts)
+        except FileStoreError as error:
+            # The change itself is durable. Without the note it survives its deletion, at worst.
+            log.error("a change that the database may have as well could not be noted: %s", error)
 
     def _read(self) -> Snapshot:
         found = snapshot.read(self._paths.tasks_file)

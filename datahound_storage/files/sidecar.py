@@ -56,13 +56,13 @@ class SidecarHeader:
 class Sidecar:
     """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs.
 
-    `shown_since` are the hashes of the operator's halves that the files showed after that.
+    `shown_since` are versions that the files showed after that, and which the database may have.
     """
 
     header: SidecarHeader
     tasks: dict[str, Hashes] = field(default_factory=dict)
     previous: dict[str, Hashes | None] = field(default_factory=dict)
-    shown_since: dict[str, list[str]] = field(default_factory=dict)
+    shown_since: dict[str, list[Hashes]] = field(default_factory=dict)
 
     def settled(self, signature: tuple[int, int, int] | None) -> Sidecar:
         """Without `previous`, where the snapshot's inode tells which of the two was changed.
@@ -78,18 +78,6 @@ class Sidecar:
             tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
             return replace(self, tasks=tasks, previous={})
         return self
-
-    def showing(self, texts: Mapping[str, str]) -> Sidecar:
-        """With what the files are about to show of some tasks."""
-        halves = {key: hashes_of(decode(text))[0] for key, text in texts.items()}
-        new = {key: half for key, half in halves.items() if not self._knows(key, half)}
-        if not new:
-            return self
-        more = {key: [*self.shown_since.get(key, ()), half] for key, half in new.items()}
-        return replace(self, shown_since={**self.shown_since, **more})
-
-    def _knows(self, key: str, half: str) -> bool:
-        return half == self.tasks.get(key, ("",))[0] or half in self.shown_since.get(key, ())
 
 
 _WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
@@ -124,7 +112,7 @@ def encode(
     header: SidecarHeader,
     lines: Iterable[str],
     previous: dict[str, Hashes | None],
-    shown_since: dict[str, list[str]] | None = None,
+    shown_since: dict[str, list[Hashes]] | None = None,
 ) -> bytes:
     """The bytes of a sidecar."""
     value = {"format": FORMAT, **header.__dict__, "previous": previous}
@@ -133,21 +121,36 @@ def encode(
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
 
 
-def note_change(
-    path: Path, signature: tuple[int, int, int] | None, texts: Mapping[str, str]
-) -> None:
-    """Write down which snapshot is about to be changed, and what it then shows of some tasks.
+def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
+    """Write down which snapshot is about to be changed: its successor has another inode.
 
-    Its successor has another inode. Callers hold the file lock. Raises FileStoreError.
+    Callers hold the file lock. Raises FileStoreError.
     """
     known = read(path)
-    if known is None:
+    if known is None or not known.previous:
         return
-    noted = (known.settled(signature) if known.previous else known).showing(texts)
-    if noted is not known:
-        lines = (task_line(key, hashes) for key, hashes in noted.tasks.items())
-        content = encode(noted.header, lines, noted.previous, noted.shown_since)
-        atomic.replace(path, content)
+    settled = known.settled(signature)
+    if settled is not known:
+        _rewrite(path, settled)
+
+
+def note_shown(path: Path, texts: Mapping[str, str]) -> None:
+    """Take down what the files show of some tasks that the database may show as well.
+
+    Callers hold the file lock, and have made the files show it. Raises FileStoreError.
+    """
+    known = read(path)
+    if known is None or not texts:
+        return
+    shown = {key: [*known.shown_since.get(key, ())] for key in texts}
+    for key, text in texts.items():
+        shown[key].append(hashes_of(decode(text)))
+    _rewrite(path, replace(known, shown_since={**known.shown_since, **shown}))
+
+
+def _rewrite(path: Path, known: Sidecar) -> None:
+    lines = (task_line(key, hashes) for key, hashes in known.tasks.items())
+    atomic.replace(path, encode(known.header, lines, known.previous, known.shown_since))
 
 
 def read(path: Path) -> Sidecar | None:
@@ -164,7 +167,10 @@ def read(path: Path) -> Sidecar | None:
             return None
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
         previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
-        since = {k: [str(half) for half in v] for k, v in value.pop("shown_since", {}).items()}
+        since = {
+            key: [(str(a), str(b)) for a, b in shown]
+            for key, shown in value.pop("shown_since", {}).items()
+        }
         return Sidecar(_header(value), tasks, previous, since)
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.

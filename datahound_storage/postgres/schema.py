@@ -13,7 +13,6 @@ from sqlalchemy import (
     Column,
     DateTime,
     Index,
-    LargeBinary,
     MetaData,
     Sequence,
     String,
@@ -109,8 +108,8 @@ tombstones = Table(
     Column("task_key", String(255), primary_key=True),
     Column("deleted_xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     Column("deleted_at", _instant, nullable=False, server_default=text("clock_timestamp()")),
-    # SHA-256 of the text that was deleted, NULL where the columns said something else.
-    Column("text_hash", LargeBinary),
+    # The text that was deleted, NULL where the columns said something else.
+    Column("task_text", Text),
     Index("ix_scheduler_task_tombstones_deleted_xid", "deleted_xid"),
 )
 

@@ -282,13 +282,13 @@ def delete_conflicts(connection: Connection, ids: Sequence[int]) -> int:
 
 
 class Tombstone(NamedTuple):
-    """When a key was deleted, and the SHA-256 of the text that it then had, where that is known."""
+    """When a key was deleted, and the text that it then had, where that is known."""
 
     deleted_at: datetime
-    text_hash: bytes | None
+    task_text: str | None
 
 
-_TOMBSTONES = "SELECT task_key, deleted_at, text_hash FROM scheduler_task_tombstones"
+_TOMBSTONES = "SELECT task_key, deleted_at, task_text FROM scheduler_task_tombstones"
 
 
 def tombstones(connection: Connection) -> dict[str, Tombstone]:

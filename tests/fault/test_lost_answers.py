@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.errors import FileStoreError
+from datahound_storage.files import atomic
 from tests.fault.fix_faults import (
     CALLS,
     Told,
@@ -140,21 +143,107 @@ def test_deleted_in_the_files_it_is_not_brought_back(
 
 
 @each_change
+@pytest.mark.parametrize("run_by", ["nobody", "the files", "the database"])
 def test_deleted_in_the_database_it_is_not_brought_back(
     opened: MakePersistence,
     base: Path,
     migrated_url: str,
     stayed_away: Callable[[str], SchedulerPersistence],
     name: str,
+    run_by: str,
 ) -> None:
-    key = CHANGED_KEY[name]
-    stayed_away(name).close()
-    with psycopg.connect(migrated_url) as connection:
-        connection.execute("DELETE FROM scheduler_tasks WHERE task_key = %s", (key,))
+    persistence, key = stayed_away(name), CHANGED_KEY[name]
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    if run_by != "nobody":
+        at = persistence if run_by == "the files" else elsewhere
+        assert at.update_task({**at.get_task(key), "run_count": 1, "last_error": "failed"})
+    assert elsewhere.delete_task(key)
+    for one in (persistence, elsewhere):
+        one.close()
     persistence = opened(base, url=migrated_url)
     assert persistence.health().store == "database"
     assert key not in [task["task_id"] for task in persistence.load_tasks()]
+    with psycopg.connect(migrated_url) as connection:
+        kept = connection.execute("SELECT task_key, half, kept FROM scheduler_conflicts").fetchall()
+    assert kept == [(key, "task", "database")]
+
+
+@each_change
+def test_what_is_done_in_the_files_after_it_wins(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    name: str,
+) -> None:
+    """Whoever changes it there has seen the change that the database has as well."""
+    persistence, key = stayed_away(name), CHANGED_KEY[name]
+    # As old code writes it, whose time says nothing here.
+    tasks = [
+        {**task, "name": "later", "updated_at": None} if task["task_id"] == key else task
+        for task in OldCode(base).load()
+    ]
+    OldCode(base).save(tasks)
+    persistence.close()
+    persistence = opened(base, url=migrated_url)
+    found = persistence.get_task(key)
+    assert found is not None
+    assert found["name"] == "later"
     check_no_conflict(migrated_url)
+
+
+def test_what_the_files_could_not_show_is_not_taken_for_deleted_there(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """The database has a task that the full disk has no room for; then it goes away."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    with no_room_for_snapshots():
+        assert persistence.add_task(secret_task("c"))
+        proxy.refuse()
+        proxy.drop()
+        assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b"]
+        assert persistence.health().store == "files"
+        persistence.close()
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b", "c"]
+
+
+@contextmanager
+def no_room_for_snapshots() -> Iterator[None]:
+    """A disk that has room for a sidecar still, and for no snapshot."""
+    really_prepare = atomic.prepare
+
+    def prepare(path: Path, content: bytes, like: Path | None = None) -> atomic.Signature:
+        if path.name == "scheduled_tasks.json":
+            raise FileStoreError("no space left on device")
+        return really_prepare(path, content, like)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "prepare", prepare)
+        yield
+
+
+@pytest.mark.parametrize("by", ["the files", "the database"])
+def test_the_same_task_added_by_another_is_not_taken_for_the_deleted_one(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy, by: str
+) -> None:
+    """One side adds and deletes a task, afterwards the other one adds the very same."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    proxy.refuse()
+    proxy.drop()
+    persistence.load_tasks()
+    assert persistence.health().store == "files"
+    first, last = (persistence, elsewhere) if by == "the files" else (elsewhere, persistence)
+    assert first.add_task(secret_task("c"))
+    assert first.delete_task("c")
+    assert last.add_task(secret_task("c"))
+    for one in (persistence, elsewhere):
+        one.close()
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b", "c"]
 
 
 def test_added_anew_in_the_files_it_stays_though_the_same_was_deleted_before(

@@ -136,14 +136,14 @@ def test_a_changed_key_leaves_the_old_one_buried(url: str) -> None:
     assert query(url, TOMBSTONES) == [("one",)]
 
 
-BURIED = "SELECT text_hash = sha256(convert_to(%s, 'UTF8')) FROM scheduler_task_tombstones"
+BURIED = "SELECT task_text FROM scheduler_task_tombstones WHERE task_key = 'one'"
 
 
 def test_a_tombstone_tells_the_text_that_was_deleted(url: str) -> None:
     for text in ('{"task_id": "one"}', '{"task_id": "one", "name": "again"}'):
         query(url, "UPDATE scheduler_tasks SET task_text = %s", [text])
         query(url, "DELETE FROM scheduler_tasks")
-        assert query(url, BURIED, [text]) == [(True,)]
+        assert value(url, BURIED) == text
         query(url, INSERT, ["one"])
 
 
@@ -157,8 +157,7 @@ def test_a_tombstone_tells_no_text_that_the_row_did_not_show(url: str, change: s
     query(url, "UPDATE scheduler_tasks SET task_text = '{}'")
     query(url, f"UPDATE scheduler_tasks {change}")
     query(url, "DELETE FROM scheduler_tasks")
-    found = "SELECT text_hash FROM scheduler_task_tombstones WHERE task_key = 'one'"
-    assert query(url, found) == [(None,)]
+    assert query(url, BURIED) == [(None,)]
 
 
 def test_truncate_begins_an_epoch(url: str) -> None:

@@ -116,47 +116,20 @@ def task_text(**changes: object) -> str:
     return json.dumps({"task_id": "t1", "name": "one", "run_count": 0, **changes})
 
 
-@pytest.fixture
-def noted(path: Path) -> Path:
-    """A sidecar that knows the task `t1`."""
-    tasks = {"t1": hashes_of(json.loads(task_text()))}
-    path.write_bytes(sidecar.encode(HEADER, [sidecar.task_line(*t) for t in tasks.items()], {}))
-    return path
-
-
-def since(path: Path) -> dict[str, list[str]]:
-    known = sidecar.read(path)
-    assert known is not None
-    return known.shown_since
-
-
-def test_what_the_files_show_is_taken_down_once(noted: Path) -> None:
-    renamed = task_text(name="two")
-    for text in (renamed, task_text(name="three"), renamed, task_text()):
-        sidecar.note_change(noted, None, {"t1": text})
-    sidecar.note_change(noted, None, {"new": renamed})
-    one, two, three = (hashes_of({"task_id": "t1", "name": n})[0] for n in ("one", "two", "three"))
-    assert since(noted) == {"t1": [two, three], "new": [two]}
-    assert one not in (two, three)
-
-
-def test_a_run_in_the_files_writes_no_sidecar(noted: Path) -> None:
-    before = noted.stat()
-    sidecar.note_change(noted, None, {"t1": task_text(run_count=1, status="error")})
-    assert noted.stat() == before
-    assert since(noted) == {}
-
-
-def test_the_rest_of_a_sidecar_stays_as_it_was(path: Path) -> None:
+def test_what_the_files_showed_since_is_taken_down_and_the_rest_stays(path: Path) -> None:
     path.write_bytes(encoded())
-    sidecar.note_change(path, None, {"new": task_text()})
+    texts = [task_text(name="two"), task_text(name="two", run_count=1)]
+    for text in texts:
+        sidecar.note_shown(path, {"t1": text})
+    sidecar.note_shown(path, {"added": texts[0]})
     known = sidecar.read(path)
     assert known is not None
-    assert known.shown_since.keys() == {"new"}
+    shown = [hashes_of(json.loads(text)) for text in texts]
+    assert known.shown_since == {"t1": shown, "added": shown[:1]}
     assert (known.header, known.tasks) == (HEADER, TASKS)
     assert known.previous == {"t1": ("07", "08"), "new": None}
 
 
 def test_without_a_sidecar_none_is_made(path: Path) -> None:
-    sidecar.note_change(path, None, {"new": task_text()})
+    sidecar.note_shown(path, {"new": task_text()})
     assert not path.exists()

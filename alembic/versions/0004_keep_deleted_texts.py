@@ -1,8 +1,8 @@
-"""hash tombstones
+"""keep deleted texts
 
-A tombstone tells which text was deleted, by its hash: where files and database meet again and the
-files show exactly that text, the deletion has seen it. NULL where the columns said something else
-than the text, or there was none; then nothing is concluded.
+A tombstone keeps the text that was deleted: where files and database meet again it tells whether
+the deletion has seen a change that was done to both sides while an answer got lost. NULL where the
+columns said something else than the text, or there was none; then nothing is concluded.
 
 Revision ID: 0004
 Revises: 0003
@@ -18,8 +18,8 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 # Nullable and without a default: the catalogue alone changes.
-_ADD = "ALTER TABLE scheduler_task_tombstones ADD COLUMN IF NOT EXISTS text_hash bytea"
-_DROP = "ALTER TABLE scheduler_task_tombstones DROP COLUMN IF EXISTS text_hash"
+_ADD = "ALTER TABLE scheduler_task_tombstones ADD COLUMN IF NOT EXISTS task_text text"
+_DROP = "ALTER TABLE scheduler_task_tombstones DROP COLUMN IF EXISTS task_text"
 
 # What 0002 says of these functions holds on: their owner's rights, the schema of the table.
 _BURY = """
@@ -27,13 +27,12 @@ _BURY = """
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
         EXECUTE format($sql$
-            INSERT INTO %I.scheduler_task_tombstones (task_key, text_hash)
-            SELECT task_key, CASE WHEN edited_columns = '{}' THEN
-                sha256(convert_to(task_text, 'UTF8')) END
+            INSERT INTO %I.scheduler_task_tombstones (task_key, task_text)
+            SELECT task_key, CASE WHEN edited_columns = '{}' THEN task_text END
             FROM deleted ORDER BY task_key
             ON CONFLICT (task_key) DO UPDATE
                 SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp(),
-                    text_hash = excluded.text_hash
+                    task_text = excluded.task_text
             $sql$, TG_TABLE_SCHEMA);
         RETURN NULL;
     END
@@ -47,14 +46,14 @@ _BURY_OLD_KEY = """
             INSERT INTO %I.scheduler_task_tombstones (task_key) VALUES ($1)
             ON CONFLICT (task_key) DO UPDATE
                 SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp(),
-                    text_hash = NULL
+                    task_text = NULL
             $sql$, TG_TABLE_SCHEMA) USING OLD.task_key;
         RETURN NULL;
     END
     $function$
     """
 # As 0002 made them.
-_BURY_WITHOUT_HASH = """
+_BURY_WITHOUT_TEXT = """
     CREATE OR REPLACE FUNCTION scheduler_tasks_bury() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
@@ -68,7 +67,7 @@ _BURY_WITHOUT_HASH = """
     END
     $function$
     """
-_BURY_OLD_KEY_WITHOUT_HASH = """
+_BURY_OLD_KEY_WITHOUT_TEXT = """
     CREATE OR REPLACE FUNCTION scheduler_tasks_bury_old_key() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
@@ -89,5 +88,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for statement in (_BURY_WITHOUT_HASH, _BURY_OLD_KEY_WITHOUT_HASH, _DROP):
+    for statement in (_BURY_WITHOUT_TEXT, _BURY_OLD_KEY_WITHOUT_TEXT, _DROP):
         op.execute(statement)
