@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from datahound_storage.bases import LoadedTask
 from datahound_storage.codec import Task, decode, encode, encode_lenient, same
 from datahound_storage.errors import InvalidTaskError
+from datahound_storage.halves import hashes_of
 from datahound_storage.merge import half_of, merge
 from datahound_storage.tasks import (
     BulkChange,
@@ -98,6 +99,10 @@ class TaskAdapter:
         except InvalidTaskError:
             return encode_lenient(submitted)  # what a file of the old code held may stay
 
+    def is_edited(self, submitted: Task, base: str) -> bool:
+        """Whether a caller changed the operator's half of the version that its object showed."""
+        return hashes_of(submitted)[0] != hashes_of(self._shown(base))[0]
+
     def _shown(self, text: str) -> Task:
         return self._seen_of(decode(text))
 
@@ -150,13 +155,16 @@ def _is_kept(value: Any, stored: Any) -> bool:
         return False
 
 
+_DELETED = "changed by one writer, and deleted meanwhile by another one"
+
+
 class WholeState:
     """Makes `submitted` the whole state: the decision for a change of all tasks.
 
     Tasks that are missing from it are deleted, but for those outside of `listed` (what the caller
     saw last; None: it never looked, so all are) and those which its class rejects. `bases` are the
     versions that the submitted tasks showed: what others changed since then stays, and what others
-    deleted stays deleted.
+    deleted stays deleted; what the caller had changed in it is kept as a conflict.
     """
 
     def __init__(
@@ -170,6 +178,7 @@ class WholeState:
         self._listed = listed
         self._bases = bases or {}
         self.wanted: dict[str, Task] = {}
+        self._lost: list[Conflict] = []
         self.deleted: list[str] = []
         for task in submitted:
             if task["task_id"] in self.wanted:
@@ -189,19 +198,22 @@ class WholeState:
             write,
             self.deleted,
             _new_order(list(changes), missing, self.deleted, stored),
-            tuple(conflict for change in changes.values() for conflict in change.conflicts),
+            (*self._lost, *(lost for change in changes.values() for lost in change.conflicts)),
         )
 
     def _changes(self, stored: dict[str, str]) -> dict[str, TaskChange]:
-        changes = {}
+        changes, self._lost = {}, []
         for key, task in self.wanted.items():
             base = self._bases.get(key)
             if key in stored:
                 changes[key] = self._adapter.change(task, stored[key], base)
-            else:
-                prepared = self._adapter.prepare(task)
-                if base is None:  # else somebody deleted it after the caller had loaded it
-                    changes[key] = TaskChange(prepared)
+                continue
+            prepared = self._adapter.prepare(task)
+            if base is None:
+                changes[key] = TaskChange(prepared)
+            elif self._adapter.is_edited(task, base):
+                # Somebody deleted it after the caller had loaded it.
+                self._lost.append(Conflict(key, "task", "later", prepared.text, _DELETED))
         return changes
 
     def _may_delete(self, key: str, text: str) -> bool:

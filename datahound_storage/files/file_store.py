@@ -110,7 +110,7 @@ class FileStore:
         def change(texts: Texts, lost: list[Conflict]) -> bool:
             wanted = decide([TaskText(*item) for item in texts.items()])
             lost.extend(wanted.conflicts)
-            return _apply(wanted, texts)
+            return _apply(wanted, texts) or bool(lost)
 
         if not self._change(change):
             # What is acknowledged stands there already, perhaps by code that did not sync it.

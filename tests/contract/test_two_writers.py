@@ -211,6 +211,24 @@ def test_what_its_user_deleted_can_be_saved_and_added_again(writers: Writers) ->
     assert len(scheduler.load_tasks()) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [({"name": "edited"}, True), ({"run_count": 1}, False), ({}, False)],
+    ids=["edited", "run", "unchanged"],
+)
+def test_an_edit_of_a_task_that_somebody_else_deleted_is_kept_by_saving(
+    writers: Writers, lost: Callable[[], list[Any]], changes: dict[str, Any], is_kept: bool
+) -> None:
+    scheduler, ui = writers
+    scheduler.save_tasks([make_task("a"), make_task("b")])
+    tasks = scheduler.load_tasks()
+    assert ui.delete_task("a")
+    tasks[0].update(changes)
+    assert scheduler.save_tasks(tasks)
+    assert ui.load_tasks() == scheduler.load_tasks() == [make_task("b")]
+    assert lost() == ([("a", "task", make_task("a", **changes))] if is_kept else [])
+
+
 def test_what_somebody_else_adds_anew_is_not_deleted_by_saving(writers: Writers) -> None:
     scheduler, ui = writers
     for key in "ab":

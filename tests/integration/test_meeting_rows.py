@@ -236,25 +236,29 @@ def test_a_run_of_a_deleted_task_is_not_that_of_the_one_added_anew(
     assert OldCode(base).load() == persistence.load_tasks() == [make_task("b"), anew]
 
 
-@pytest.mark.parametrize("emptied", [True, False], ids=["all gone", "all but one gone"])
+@pytest.mark.parametrize(
+    ("left", "is_kept"),
+    [([], True), (["new"], True), (["a"], False)],
+    ids=["no task", "only a new one", "one of those that were there"],
+)
 def test_what_an_emptied_list_deletes_is_kept(
     opened: MakePersistence,
     base: Path,
     sql: Callable[..., list[Any]],
     migrated_url: str,
-    emptied: bool,
+    left: list[str],
+    is_kept: bool,
 ) -> None:
     """As old code writes it after it could not read the file."""
     persistence = opened(base, url=migrated_url)
     persistence.save_tasks([make_task("a"), make_task("b")])
     change_twice(persistence)
     persistence.close()
-    OldCode(base).save([] if emptied else [make_task("a")])
+    OldCode(base).save([make_task(key) for key in left])
     persistence = opened(base, url=migrated_url)
-    left = [] if emptied else ["a"]
     assert [task["task_id"] for task in persistence.load_tasks()] == left
     kept = sql("SELECT task_key, half, lost_text FROM scheduler_conflicts ORDER BY task_key")
-    lost = [make_task("a"), make_task("b")] if emptied else []
+    lost = [make_task("a"), make_task("b")] if is_kept else []
     assert [(key, half, json.loads(text)) for key, half, text in kept] == [
         (task["task_id"], "task", task) for task in lost
     ]
