@@ -54,22 +54,57 @@ def alembic(url: str | None, *arguments: str, **more: Any) -> tuple[int, str, st
 # ---- Alone
 
 
-def test_the_four_states(database_url: str) -> None:
+def test_the_five_states(database_url: str) -> None:
     seen = [status(database_url)]
     upgrade(database_url, "0001")
     seen.append(status(database_url))
     seen.append(upgrade(database_url))
-    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    support.make_newer(database_url, breaking=False)
+    seen.append(status(database_url))
+    support.make_newer(database_url, breaking=True)
     seen.append(status(database_url))
     assert [(s.state.value, s.found, s.head) for s in seen] == [
         ("missing", None, HEAD),
         ("behind", "0001", HEAD),
         ("current", HEAD, HEAD),
         ("ahead", "9999", HEAD),
+        ("breaking", "9999", HEAD),
     ]
+    assert [s.usable for s in seen] == [False, False, True, True, False]
     upgrade_command = "datahound-storage upgrade"
     assert [s.command for s in seen[:3]] == [upgrade_command, upgrade_command, ""]
-    assert "install --upgrade" in seen[3].command
+    assert [s.command for s in seen[3:]] == ["pip install --upgrade datahound-storage"] * 2
+    assert all(f"`{s.command}`" in s.message for s in seen if s.command)
+
+
+def test_a_newer_schema_that_records_nothing_is_not_used(database_url: str) -> None:
+    upgrade(database_url, "0004")
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    assert status(database_url).state is SchemaState.BREAKING
+    query(database_url, "DROP TABLE scheduler_storage")
+    assert status(database_url).state is SchemaState.BREAKING
+
+
+@pytest.mark.parametrize("since", [*revisions(), "9998"])
+def test_what_a_newer_schema_records_decides(database_url: str, since: str) -> None:
+    upgrade(database_url)
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    query(database_url, "UPDATE scheduler_storage SET breaking_since = %s", [since])
+    assert status(database_url).usable is (since in revisions())
+
+
+def test_an_older_release_upgrades_nothing_of_a_newer_one(database_url: str) -> None:
+    upgrade(database_url)
+    support.make_newer(database_url, breaking=False)
+    assert upgrade(database_url).found == "9999"
+    code, out, errors = alembic(database_url, "upgrade", "head")
+    assert (code, out) == (0, "")
+    assert "at revision 9999" in errors
+    assert "but can use" in errors
+    for arguments in (("downgrade", "0001"), ("upgrade", "0001"), ("downgrade", "-1")):
+        code, out, _ = alembic(database_url, *arguments)
+        assert (code, out.startswith("FAILED: the schema is at revision 9999")) == (255, True)
+    assert status(database_url).found == "9999"
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -96,7 +131,7 @@ def test_nothing_is_printed(database_url: str, capfd: pytest.CaptureFixture[str]
 
 def test_a_newer_schema_is_told(database_url: str) -> None:
     upgrade(database_url)
-    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    support.make_newer(database_url, breaking=True)
     words = f"at revision 9999, which this version does not know .its newest is {HEAD}"
     with pytest.raises(SchemaError, match=words):
         upgrade(database_url)
