@@ -61,7 +61,10 @@ def _run_offline() -> None:
         version_table=VERSION_TABLE,
         transaction_per_migration=True,
     )
-    context.get_context().impl.static_output(f"SET lock_timeout = '{LOCK_TIMEOUT}';\n")
+    bounds = (
+        f"SET lock_timeout = '{LOCK_TIMEOUT}';\nSET statement_timeout = '{STATEMENT_TIMEOUT}';\n"
+    )
+    context.get_context().impl.static_output(bounds)
     with context.begin_transaction():
         context.run_migrations()
 
