@@ -106,6 +106,11 @@ def revisions() -> tuple[str, ...]:
     return tuple(name.partition("_")[0] for name in names)
 
 
+def next_revision() -> str:
+    """The number for a new revision."""
+    return f"{int(revisions()[-1]) + 1:04}"
+
+
 def inspect(connection: psycopg.Connection[Any]) -> SchemaStatus:
     """The schema's status, seen through an open connection.
 
