@@ -9,21 +9,25 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from datahound_storage.migrations import SchemaState, status
+from datahound_storage.errors import LockTimeoutError
+from datahound_storage.migrations import SchemaState, status, upgrade
+from datahound_storage.migrations.lock import lock_key
 from tests.migrations import support
-from tests.migrations.test_upgrade import BY_API, start
+from tests.migrations.test_upgrade import BY_API, HOLDERS, start
 
 _PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 pytestmark = pytest.mark.skipif(
     _PGBOUNCER is None, reason="pgbouncer is not installed (Debian: apt-get install pgbouncer)"
 )
 
+POOL_SIZE = 6
 _SETTINGS = """
 [databases]
 * = {target}
@@ -33,7 +37,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 6
+default_pool_size = {pool_size}
 max_client_conn = 100
 ignore_startup_parameters = extra_float_digits
 """
@@ -61,7 +65,7 @@ def pooled_url(database_url: str, directory: Path) -> Iterator[str]:
     port = free_port()
     settings = directory / "pgbouncer.ini"
     target = " ".join(f"{name}={value}" for name, value in known.items())
-    settings.write_text(_SETTINGS.format(target=target, port=port))
+    settings.write_text(_SETTINGS.format(target=target, port=port, pool_size=POOL_SIZE))
     log = (directory / "log").open("w")
     settings.chmod(0o644)
     command = [_PGBOUNCER, str(settings)]
@@ -102,6 +106,28 @@ def test_eight_processes_by_way_of_a_pooler(database_url: str, pooled_url: str) 
     assert [code for _, code in ends] == [0] * 8, ends
     assert status(database_url).state is SchemaState.CURRENT
     assert support.value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40
-    # Nothing is left on the pooler's connections for whoever uses them next.
-    left = "SELECT current_setting('lock_timeout'), current_setting('search_path')"
-    assert support.query(pooled_url, left) == support.query(database_url, left)
+    assert support.query(database_url, HOLDERS) == []
+    assert settings_left(pooled_url) == set(support.query(database_url, _LEFT))
+
+
+_LEFT = """SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),
+    current_setting('search_path')"""
+
+
+def settings_left(pooled_url: str) -> set[tuple[str, ...]]:
+    """What whoever comes next finds on the pooler's connections, each of which is held once."""
+    with ExitStack() as held:
+        found = set()
+        for _ in range(POOL_SIZE):
+            connection = held.enter_context(psycopg.connect(pooled_url))
+            found |= set(connection.execute(_LEFT).fetchall())
+    return found
+
+
+def test_the_lock_holds_through_a_pooler(pooled_url: str) -> None:
+    with psycopg.connect(pooled_url) as holder:
+        holder.execute(f"SELECT pg_advisory_xact_lock({lock_key('public')})".encode())
+        with pytest.raises(LockTimeoutError, match="another process has been upgrading"):
+            upgrade(pooled_url, lock_wait=0.5)
+        assert status(pooled_url).state is SchemaState.MISSING
+    assert upgrade(pooled_url).state is SchemaState.CURRENT
