@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOAK_EXAMPLES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format drift clean
+.PHONY: help install demo test soak lint format revision drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ lint: install ## format, lint, types, layers, and drift between tables and revis
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory drift
+
+revision: install ## a new revision from the template: make revision m="verb noun"
+	@echo "$(m)" | grep -Eq '^[a-z]+( [a-z]+)+$$' || \
+		{ echo 'say what it does in small letters: make revision m="verb noun"' >&2; exit 2; }
+	@$(BIN)/alembic revision --message "$(m)" --rev-id "$$($(BIN)/python -c \
+		'from datahound_storage.migrations.state import next_revision; print(next_revision())')"
 
 drift: install ## tables in the code against tables made by the revisions
 	@$(BIN)/python -m pytest -q tests/migrations/test_drift.py

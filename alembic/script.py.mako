@@ -13,6 +13,9 @@ Revises: ${down_revision | comma,n}
 # - An index on scheduler_runs is made CONCURRENTLY, in an autocommit block.
 # - SET NOT NULL on scheduler_runs goes by a CHECK ... NOT VALID that is validated before it.
 # - No rename and no drop of what the previous version still reads: that is for a later release.
+# - What code of the previous version cannot work with is marked, in this very revision:
+#   UPDATE scheduler_storage SET breaking_since = '${up_revision}', and back in the downgrade.
+# - squawk finds nothing (tests/migrations/test_squawk.py), or the statement says why it may.
 # - Locks are waited for two seconds at most, then the revision starts again: keep it short.
 # - The downgrade loses no task and no run; a test goes up, down and up again with rows in place.
 # - `alembic upgrade ... --sql` works: no reading of rows in Python, or another way when offline.

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datahound_storage import migrations
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import SchemaError
-from datahound_storage.migrations import SchemaState
 from datahound_storage.postgres.pool import Database
 from datahound_storage.settings import Settings, from_environment
 
@@ -39,8 +38,8 @@ def prepare_schema(dal: StorageDAL, *, auto_upgrade: bool) -> None:
     Imports no files: that is done where files and database meet.
     """
     status = dal.database.run(migrations.inspect).result
-    if status.state is SchemaState.CURRENT:
+    if status.usable:
         return
-    if status.state is SchemaState.AHEAD or not auto_upgrade:
+    if not (status.upgradable and auto_upgrade):
         raise SchemaError(status.message)
     migrations.upgrade(dal.database.url, import_files=False)

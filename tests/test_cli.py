@@ -24,6 +24,7 @@ from datahound_storage.migrations import downgrade, upgrade
 from datahound_storage.migrations.state import revisions
 from tests.fix_cli import DEAD_URL, URL, failed
 from tests.fix_persistence import MakePersistence
+from tests.migrations.support import make_newer
 from tests.scheduler import EXAMPLES, make_task
 
 HEAD = revisions()[-1]
@@ -218,7 +219,7 @@ def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path
 
 
 def test_upgrade_refuses_a_newer_schema(run: Run, migrated_url: str) -> None:
-    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    make_newer(migrated_url, breaking=True)
     failed(run("upgrade", url=migrated_url), "9999", "pip install --upgrade")
 
 
@@ -305,10 +306,22 @@ def test_status_behind_head(run: Run, database_url: str, monkeypatch: pytest.Mon
 
 
 def test_status_with_a_newer_schema(run: Run, migrated_url: str) -> None:
-    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    make_newer(migrated_url, breaking=True)
     result = run("status", url=migrated_url)
     assert result.exit_code == 1
     assert "pip install --upgrade" in result.stdout
+
+
+def test_a_newer_schema_that_can_be_used(run: Run, migrated_url: str) -> None:
+    assert run("upgrade", url=migrated_url).exit_code == 0
+    make_newer(migrated_url, breaking=False)
+    result = run("status", "--json", url=migrated_url)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["schema"]["state"] == "ahead"
+    # An older release that is deployed again has nothing to upgrade, and goes on.
+    assert run("upgrade", url=migrated_url).exit_code == 0
+    result = run("upgrade", "--revision", "0001", url=migrated_url)
+    failed(result, "9999", "pip install --upgrade")
 
 
 def test_status_without_a_server(run: Run) -> None:
@@ -457,7 +470,7 @@ def test_verify_without_tables(run: Run, database_url: str) -> None:
 
 
 def test_verify_with_a_newer_schema(run: Run, migrated_url: str) -> None:
-    sql(migrated_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    make_newer(migrated_url, breaking=True)
     failed(run("verify", url=migrated_url), "9999", "pip install --upgrade")
 
 

@@ -14,6 +14,7 @@ from datahound_storage.tasks import Conflict
 from tests import situations
 from tests.fix_cli import DEAD_URL, Call, failed
 from tests.fix_persistence import MakePersistence
+from tests.migrations.support import make_newer
 from tests.scheduler import OldCode, make_task
 from tests.situations import Installation
 
@@ -119,7 +120,7 @@ def test_a_schema_that_does_not_fit_is_a_table_that_is_not_read(
     call: Call, mine: Installation, opened: MakePersistence
 ) -> None:
     in_file(mine, opened)
-    mine.sql("UPDATE datahound_storage_version SET version_num = '9999'")
+    make_newer(mine.url, breaking=True)
     result = call("conflicts", url=mine.url)
     assert result.exit_code == 0
     assert "the table is not read: the schema is at revision 9999" in result.stdout

@@ -11,7 +11,6 @@ from datahound_storage.cli.options import DATA_DIR_VARIABLE, required_url
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import FileStoreError, SchemaError
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.migrations import SchemaState
 from datahound_storage.settings import Settings
 
 
@@ -35,7 +34,7 @@ def database_at_head(settings: Settings) -> Iterator[StorageDAL]:
     dal = make_dal(settings, required_url(settings))
     try:
         schema = dal.database.run(migrations.inspect).result
-        if schema.state is not SchemaState.CURRENT:
+        if not schema.usable:
             raise SchemaError(schema.message)
         yield dal
     finally:

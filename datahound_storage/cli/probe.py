@@ -19,7 +19,7 @@ from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
-from datahound_storage.migrations import SchemaState, SchemaStatus
+from datahound_storage.migrations import SchemaStatus
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.pool import DeadlineConnection
 from datahound_storage.postgres.run_table import entry_of_stored
@@ -108,8 +108,8 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
     finding.schema = schema = dal.database.run(migrations.inspect).result
     require_writable(dal)
     finding.reason = f"{settings.url_variable} leads to {finding.place}"
-    if schema.state is not SchemaState.CURRENT:
-        if schema.state is SchemaState.AHEAD or not settings.auto_upgrade:
+    if not schema.usable:
+        if not (schema.upgradable and settings.auto_upgrade):
             raise SchemaError(schema.message)
         _require_may_upgrade(dal)
         # The tables are not yet those that this version reads.

@@ -49,17 +49,25 @@ def upgrade(
     """Bring the schema to `revision` and return where it is now.
 
     `x` are Alembic's `-x` arguments (`snapshot=PATH`, `history=PATH`). `import_files=False` makes
-    the tables only. `lock_wait` bounds, in seconds, the waiting for other processes. Raises
-    SchemaError, SnapshotError, LockTimeoutError or DatabaseUnavailableError.
+    the tables only. A newer schema that this version can use is left as it is. `lock_wait` bounds,
+    in seconds, the waiting for other processes. Raises SchemaError, SnapshotError,
+    LockTimeoutError or DatabaseUnavailableError.
     """
     before = status(url)
-    if before.state is SchemaState.AHEAD:
+    if before.state is SchemaState.BREAKING:
         raise SchemaError(before.message)
-    if before.state is SchemaState.CURRENT and revision in ("head", before.head):
+    if before.usable and revision in ("head", before.head):
         return before
     from alembic import command
 
-    _run(command.upgrade, url, revision, x, import_files, lock_wait)
+    try:
+        _run(command.upgrade, url, revision, x, import_files, lock_wait)
+    except SchemaError:
+        # A newer release may have been at work while this one waited for the lock.
+        after = status(url)
+        if revision == "head" and after.state is SchemaState.AHEAD:
+            return after
+        raise
     return status(url)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from alembic import context
@@ -26,7 +26,7 @@ from datahound_storage.migrations.compare import OPTIONS
 from datahound_storage.migrations.config import LOCK_WAIT, driver_connection, make_engine
 from datahound_storage.migrations.failures import driver_error, explain, is_busy
 from datahound_storage.migrations.lock import UpgradeLock
-from datahound_storage.migrations.state import status_of
+from datahound_storage.migrations.state import SchemaState, SchemaStatus, inspect
 from datahound_storage.postgres.schema import VERSION_TABLE
 from datahound_storage.settings import (
     PLATFORM_URL_VARIABLE,
@@ -61,7 +61,10 @@ def _run_offline() -> None:
         version_table=VERSION_TABLE,
         transaction_per_migration=True,
     )
-    context.get_context().impl.static_output(f"SET lock_timeout = '{LOCK_TIMEOUT}';\n")
+    bounds = (
+        f"SET lock_timeout = '{LOCK_TIMEOUT}';\nSET statement_timeout = '{STATEMENT_TIMEOUT}';\n"
+    )
+    context.get_context().impl.static_output(bounds)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -137,7 +140,13 @@ def _apply(connection: Connection, lock: UpgradeLock) -> None:
         with context.begin_transaction():
             context.run_migrations()
     except CommandError as error:
-        raise _newer(connection) or error from None
+        newer = _newer(connection)
+        if newer is None:
+            raise
+        if not (newer.usable and _asked_to_upgrade()):
+            raise SchemaError(newer.message) from error
+        # A release that was rolled back runs its upgrade again: there is nothing to do.
+        _tell(newer.message)
     finally:
         event.remove(connection, "begin", bounded)
 
@@ -153,14 +162,26 @@ def _begin(connection: Connection, schema: str) -> None:
 
 def _applied(lock: UpgradeLock, step: Any, **_: Any) -> None:
     lock.probe()
+    way = "applied" if step.is_upgrade else "undone"
+    _tell(f"revision {step.up_revision_id} {way}")
+
+
+def _tell(text: str) -> None:
+    """Say it where Alembic's command line runs; a program that upgrades is told nothing."""
     if getattr(context.config.cmd_opts, "cmd", None) is not None:
-        way = "applied" if step.is_upgrade else "undone"
-        print(f"revision {step.up_revision_id} {way}", file=sys.stderr)  # noqa: T201
+        print(text, file=sys.stderr)  # noqa: T201
 
 
-def _newer(connection: Connection) -> SchemaError | None:
-    """The clear error where the database has a revision that this version does not know."""
+def _asked_to_upgrade() -> bool:
+    """Whether `upgrade head` is what runs: all others are about a revision that is unknown."""
+    options = context.config.cmd_opts
+    function = (getattr(options, "cmd", None) or (None,))[0]
+    name = getattr(function, "__name__", "")
+    return name == "upgrade" and getattr(options, "revision", "") in ("head", "heads")
+
+
+def _newer(connection: Connection) -> SchemaStatus | None:
+    """The status where the database has a revision that this version does not know."""
     connection.rollback()
-    found = context.get_context().get_current_heads()
-    unknown = [status_of(name) for name in found if status_of(name).state == "ahead"]
-    return SchemaError(unknown[0].message) if unknown else None
+    status = inspect(cast("psycopg.Connection[Any]", connection.connection.driver_connection))
+    return status if status.state in (SchemaState.AHEAD, SchemaState.BREAKING) else None

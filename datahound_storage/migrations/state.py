@@ -26,15 +26,18 @@ _FIND = f"""
 SELECT current_schema(),
        to_regclass(quote_ident(current_schema()) || '.{VERSION_TABLE}') IS NOT NULL
 """
+_FIND_STORAGE = _FIND.replace(VERSION_TABLE, "scheduler_storage")
 
 
 class SchemaState(StrEnum):
-    """The four states in which a start can find the schema."""
+    """The five states in which a start can find the schema."""
 
     MISSING = "missing"
     BEHIND = "behind"
     CURRENT = "current"
+    # Newer than this code; ahead: made so that this code can use it, breaking: not so.
     AHEAD = "ahead"
+    BREAKING = "breaking"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,21 @@ class SchemaStatus:
     head: str
 
     @property
+    def usable(self) -> bool:
+        """Whether this version of the code works on the schema as it is."""
+        return self.state in (SchemaState.CURRENT, SchemaState.AHEAD)
+
+    @property
+    def upgradable(self) -> bool:
+        """Whether an upgrade by this version of the code makes the schema fit."""
+        return self.state in (SchemaState.MISSING, SchemaState.BEHIND)
+
+    @property
     def command(self) -> str:
-        """What to run; empty where there is nothing to do."""
+        """What to run, when there is time for it where the state is "ahead"; else empty."""
         if self.state is SchemaState.CURRENT:
             return ""
-        return UPDATE_COMMAND if self.state is SchemaState.AHEAD else UPGRADE_COMMAND
+        return UPGRADE_COMMAND if self.upgradable else UPDATE_COMMAND
 
     @property
     def message(self) -> str:
@@ -62,11 +75,14 @@ class SchemaStatus:
                 f"the schema is at revision {self.found}, this version needs {self.head}: "
                 f"run `{self.command}` (or `alembic upgrade head`)."
             )
+        newer = (
+            f"the schema is at revision {self.found}, which this version does not know "
+            f"(its newest is {self.head})"
+        )
         if self.state is SchemaState.AHEAD:
-            return (
-                f"the schema is at revision {self.found}, which this version does not know "
-                f"(its newest is {self.head}): update this package, `{self.command}`."
-            )
+            return f"{newer} but can use: update this package in due course, `{self.command}`."
+        if self.state is SchemaState.BREAKING:
+            return f"{newer} and cannot use: update this package, `{self.command}`."
         return f"the schema is at revision {self.found}, the newest."
 
 
@@ -90,6 +106,11 @@ def revisions() -> tuple[str, ...]:
     return tuple(name.partition("_")[0] for name in names)
 
 
+def next_revision() -> str:
+    """The number for a new revision."""
+    return f"{int(revisions()[-1]) + 1:04}"
+
+
 def inspect(connection: psycopg.Connection[Any]) -> SchemaStatus:
     """The schema's status, seen through an open connection.
 
@@ -98,7 +119,9 @@ def inspect(connection: psycopg.Connection[Any]) -> SchemaStatus:
     """
     idle = connection.info.transaction_status == TransactionStatus.IDLE
     try:
-        return status_of(_find(connection))
+        found = _find(connection)
+        unknown = found is not None and found not in revisions()
+        return status_of(found, _breaking_since(connection) if unknown else None)
     finally:
         if idle and not connection.autocommit and not connection.closed:
             connection.rollback()
@@ -114,14 +137,33 @@ def _find(connection: psycopg.Connection[Any]) -> str | None:
     return found[0] if found else None
 
 
-def status_of(found: str | None) -> SchemaStatus:
-    """The status of a schema at the revision `found`."""
+def _breaking_since(connection: psycopg.Connection[Any]) -> str | None:
+    """What the newer schema records; None where it records nothing that this version reads."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        schema, exists = cursor.execute(_FIND_STORAGE).fetchone() or (None, False)
+        if not exists:
+            return None
+        table = sql.Identifier(schema, "scheduler_storage")
+        # By way of jsonb, as a column that is not there would be an error.
+        query = sql.SQL("SELECT to_jsonb(s) ->> 'breaking_since' FROM {} AS s").format(table)
+        row = cursor.execute(query).fetchone()
+    return row[0] if row else None
+
+
+def status_of(found: str | None, breaking_since: str | None = None) -> SchemaStatus:
+    """The status of a schema at the revision `found`.
+
+    One at an unknown revision is newer: usable if what it records as the newest breaking revision
+    is one that this version knows, and not where nothing is recorded.
+    """
     known = revisions()
     head = known[-1]
     if found is None:
         state = SchemaState.MISSING
     elif found == head:
         state = SchemaState.CURRENT
+    elif found in known:
+        state = SchemaState.BEHIND
     else:
-        state = SchemaState.BEHIND if found in known else SchemaState.AHEAD
+        state = SchemaState.AHEAD if breaking_since in known else SchemaState.BREAKING
     return SchemaStatus(state, found, head)

@@ -126,6 +126,8 @@ storage = Table(
     Column("filled_at", _instant),
     # Runs that ended before it are gone for good and are not carried over again.
     Column("history_cutoff", _instant),
+    # The newest revision that code from before it cannot work with.
+    Column("breaking_since", String(32), nullable=False, server_default=text("'0001'")),
     CheckConstraint("only_row", name="ck_scheduler_storage_only_row"),
 )
 

@@ -34,6 +34,7 @@ from tests.fault.fix_faults import (
 )
 from tests.fault.standby import execute
 from tests.fix_persistence import MakePersistence
+from tests.migrations import support
 
 ROLE = "datahound_test_limited"
 every_call = pytest.mark.parametrize("name", CALLS)
@@ -112,7 +113,7 @@ def make_older(url: str) -> None:
 
 
 def make_newer(url: str) -> None:
-    execute(url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    support.make_newer(url, breaking=True)
 
 
 def make_missing(url: str) -> None:

@@ -20,6 +20,7 @@ from datahound_storage.errors import FileStoreError, SettingsError
 from datahound_storage.migrations import downgrade, upgrade
 from datahound_storage.testing import EmbeddedServer
 from tests.fix_persistence import MakePersistence
+from tests.migrations.support import make_newer
 from tests.scheduler import EXAMPLES, OldCode, make_task
 
 Opened = MakePersistence
@@ -414,11 +415,26 @@ def test_auto_upgrade_can_be_switched_off(
 
 
 def test_a_newer_schema_is_left_alone(opened: Opened, base: Path, migrated_url: str) -> None:
-    with psycopg.connect(migrated_url) as connection:
-        connection.execute("UPDATE datahound_storage_version SET version_num = '9999'")
+    make_newer(migrated_url, breaking=True)
     persistence = opened(base, url=migrated_url)
     assert persistence.health().store == "files"
     assert "9999" in persistence.health().reason
+
+
+@pytest.mark.parametrize("auto_upgrade", ["on", "off"])
+def test_a_newer_schema_that_breaks_nothing_is_used(
+    opened: Opened, base: Path, migrated_url: str, auto_upgrade: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("DATAHOUND_STORAGE_AUTO_UPGRADE", auto_upgrade)
+    opened(base, url=migrated_url).close()
+    make_newer(migrated_url, breaking=False)
+    persistence = opened(base, url=migrated_url)
+    assert persistence.health().store == "database"
+    assert persistence.add_task(make_task("by older code"))
+    assert persistence.update_task(make_task("by older code", name="changed"))
+    persistence.log_task_execution("by older code", True)
+    assert persistence.get_task_history("by older code", limit=1) != []
+    assert persistence.delete_task("by older code")
 
 
 def test_a_schema_that_goes_away_under_a_running_process(

@@ -137,6 +137,16 @@ def value(url: str, statement: Any, values: Any = None) -> Any:
     return query(url, statement, values)[0][0]
 
 
+def make_newer(url: str, *, breaking: bool) -> None:
+    """What a revision of a later version leaves behind, whether code of this one can use it."""
+    query(url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    if breaking:
+        query(url, "UPDATE scheduler_storage SET breaking_since = '9999'")
+    else:
+        query(url, "ALTER TABLE scheduler_tasks ADD COLUMN later int NOT NULL DEFAULT 1")
+        query(url, "ALTER TABLE scheduler_runs ADD COLUMN later text")
+
+
 def with_search_path(url: str, path: str) -> str:
     """The URL with a search path."""
     parts = urlsplit(url)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from datahound_storage.migrations.state import revisions, scripts
+from datahound_storage.migrations.state import next_revision, revisions, scripts
 from tests.migrations import support
 
 FILES = sorted(support.VERSIONS.glob("*.py"))
@@ -37,6 +41,46 @@ def test_a_revision_imports_nothing_that_moves_on(path) -> None:
     ours = {name for name in imported if name.split(".")[0] in ("datahound_storage", "tests", "")}
     others = {name for name in imported if name.split(".")[0] in ("orjson", "click", "rich")}
     assert not ours | others
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    shutil.copytree(support.ROOT / "alembic", tmp_path / "alembic")
+    for name in ("alembic.ini", "Makefile"):
+        shutil.copy(support.ROOT / name, tmp_path)
+    return tmp_path
+
+
+def make_revision(checkout: Path, words: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "-o", "install", "revision", f"BIN={Path(sys.executable).parent}"]
+    return subprocess.run(
+        [*command, f"m={words}"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_revision_writes_the_next_file_with_the_rules(checkout: Path) -> None:
+    done = make_revision(checkout, "add priority")
+    assert done.returncode == 0, done.stderr
+    number = next_revision()
+    (path,) = (checkout / "alembic" / "versions").glob(f"{number}_*.py")
+    assert path.name == f"{number}_add_priority.py"
+    text = path.read_text(encoding="utf-8")
+    assert f'down_revision: str | None = "{revisions()[-1]}"' in text.replace("'", '"')
+    for rule in ("CONCURRENTLY", "NOT VALID", "downgrade loses no", f"breaking_since = '{number}'"):
+        assert rule in text
+
+
+@pytest.mark.parametrize("words", ["", "priority", "Add priority", "add; priority"])
+def test_make_revision_wants_a_verb_and_a_noun(checkout: Path, words: str) -> None:
+    done = make_revision(checkout, words)
+    assert done.returncode != 0
+    assert 'make revision m="verb noun"' in done.stderr
+    assert len(list((checkout / "alembic" / "versions").glob("*.py"))) == len(FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_rules_of_the_template_are_left(path: Path) -> None:
+    assert "Strike each out when it is met" not in path.read_text(encoding="utf-8")
 
 
 def test_the_folder_is_no_package() -> None:

@@ -16,7 +16,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from datahound_storage.errors import DatabaseUnavailableError, LockTimeoutError, SchemaError
+from datahound_storage.errors import (
+    DatabaseUnavailableError,
+    LockTimeoutError,
+    SchemaError,
+    SnapshotError,
+)
 from datahound_storage.migrations import SchemaState, inspect, status, upgrade
 from datahound_storage.migrations.lock import lock_key
 from datahound_storage.migrations.state import revisions
@@ -54,22 +59,57 @@ def alembic(url: str | None, *arguments: str, **more: Any) -> tuple[int, str, st
 # ---- Alone
 
 
-def test_the_four_states(database_url: str) -> None:
+def test_the_five_states(database_url: str) -> None:
     seen = [status(database_url)]
     upgrade(database_url, "0001")
     seen.append(status(database_url))
     seen.append(upgrade(database_url))
-    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    support.make_newer(database_url, breaking=False)
+    seen.append(status(database_url))
+    support.make_newer(database_url, breaking=True)
     seen.append(status(database_url))
     assert [(s.state.value, s.found, s.head) for s in seen] == [
         ("missing", None, HEAD),
         ("behind", "0001", HEAD),
         ("current", HEAD, HEAD),
         ("ahead", "9999", HEAD),
+        ("breaking", "9999", HEAD),
     ]
+    assert [s.usable for s in seen] == [False, False, True, True, False]
     upgrade_command = "datahound-storage upgrade"
     assert [s.command for s in seen[:3]] == [upgrade_command, upgrade_command, ""]
-    assert "install --upgrade" in seen[3].command
+    assert [s.command for s in seen[3:]] == ["pip install --upgrade datahound-storage"] * 2
+    assert all(f"`{s.command}`" in s.message for s in seen if s.command)
+
+
+def test_a_newer_schema_that_records_nothing_is_not_used(database_url: str) -> None:
+    upgrade(database_url, "0004")
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    assert status(database_url).state is SchemaState.BREAKING
+    query(database_url, "DROP TABLE scheduler_storage")
+    assert status(database_url).state is SchemaState.BREAKING
+
+
+@pytest.mark.parametrize("since", [*revisions(), "9998"])
+def test_what_a_newer_schema_records_decides(database_url: str, since: str) -> None:
+    upgrade(database_url)
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    query(database_url, "UPDATE scheduler_storage SET breaking_since = %s", [since])
+    assert status(database_url).usable is (since in revisions())
+
+
+def test_an_older_release_upgrades_nothing_of_a_newer_one(database_url: str) -> None:
+    upgrade(database_url)
+    support.make_newer(database_url, breaking=False)
+    assert upgrade(database_url).found == "9999"
+    code, out, errors = alembic(database_url, "upgrade", "head")
+    assert (code, out) == (0, "")
+    assert "at revision 9999" in errors
+    assert "but can use" in errors
+    for arguments in (("downgrade", "0001"), ("upgrade", "0001"), ("downgrade", "-1")):
+        code, out, _ = alembic(database_url, *arguments)
+        assert (code, out.startswith("FAILED: the schema is at revision 9999")) == (255, True)
+    assert status(database_url).found == "9999"
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -96,7 +136,7 @@ def test_nothing_is_printed(database_url: str, capfd: pytest.CaptureFixture[str]
 
 def test_a_newer_schema_is_told(database_url: str) -> None:
     upgrade(database_url)
-    query(database_url, "UPDATE datahound_storage_version SET version_num = '9999'")
+    support.make_newer(database_url, breaking=True)
     words = f"at revision 9999, which this version does not know .its newest is {HEAD}"
     with pytest.raises(SchemaError, match=words):
         upgrade(database_url)
@@ -228,16 +268,112 @@ def test_the_command_line_tells_of_a_bad_snapshot(database_url: str, tmp_path: P
 # ---- Many at once
 
 
-def test_eight_processes_at_once(database_url: str) -> None:
+def test_sixteen_processes_at_once(database_url: str) -> None:
     sample = {"DATAHOUND_DATA_DIR": str(support.ROOT / "examples" / "data")}
-    commands = [("-m", "alembic", "upgrade", "head"), ("-c", BY_API, database_url)] * 4
+    log_versions(database_url)
+    commands = [("-m", "alembic", "upgrade", "head"), ("-c", BY_API, database_url)] * 8
     processes = [start(database_url, *command, **sample) for command in commands]
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
-    assert [code for _, code in ends] == [0] * 8, ends
+    assert [code for _, code in ends] == [0] * 16, ends
     assert status(database_url).state is SchemaState.CURRENT
     assert value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40
     assert value(database_url, "SELECT count(*) FROM scheduler_runs") == 1500
-    assert sum("revision 0001 applied" in errors for errors, _ in ends) <= 1
+    # Each revision once, and all of them by one process.
+    applied = query(database_url, "SELECT version_num FROM applied ORDER BY n")
+    assert [name for (name,) in applied] == list(revisions())
+    assert len(query(database_url, "SELECT DISTINCT process FROM applied")) == 1
+    tellers = [errors for errors, _ in ends if "applied" in errors]
+    assert len(tellers) <= 1
+
+
+# Whoever applies a revision writes it down; the version table is made by the first one.
+LOG_VERSIONS = """
+CREATE TABLE applied (n serial, version_num text, process int);
+CREATE FUNCTION log_version() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+    INSERT INTO applied (version_num, process) VALUES (NEW.version_num, pg_backend_pid());
+    RETURN NULL;
+END $f$;
+CREATE TABLE datahound_storage_version (
+    version_num varchar(32) NOT NULL CONSTRAINT datahound_storage_version_pkc PRIMARY KEY);
+CREATE TRIGGER log AFTER INSERT OR UPDATE ON datahound_storage_version
+    FOR EACH ROW EXECUTE FUNCTION log_version();
+"""
+
+
+def log_versions(url: str) -> None:
+    query(url, LOG_VERSIONS)
+
+
+def test_a_holder_that_is_killed_frees_the_others(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        # The first revision wants to adopt this table: whoever works on it waits.
+        connection.execute("CREATE TABLE scheduler_tasks (id uuid)")
+        killed = start(database_url, "-c", BY_API, database_url)
+        wait_for(database_url, HOLDERS)
+        waiting = start(database_url, "-c", BY_API, database_url)
+        killed.kill()
+        killed.communicate(timeout=30)
+        connection.rollback()
+    out, errors = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out) == (0, ""), errors
+    assert status(database_url).state is SchemaState.CURRENT
+
+
+HOLDERS = """SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (
+    SELECT oid FROM pg_database WHERE datname = current_database())"""
+
+
+def wait_for(url: str, look: str) -> list[tuple[Any, ...]]:
+    """The rows of a query as soon as there are any."""
+    for _ in range(600):
+        if found := query(url, look):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"in vain: {look}")
+
+
+# What a revision may see of its surroundings: noted by the trigger that notes versions.
+BOUNDS = """
+CREATE TABLE bounds (version_num text, xid xid8, lock text, statement text);
+CREATE FUNCTION note_bounds() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN
+    INSERT INTO bounds VALUES (NEW.version_num, pg_current_xact_id(),
+        current_setting('lock_timeout'), current_setting('statement_timeout'));
+    RETURN NULL;
+END $f$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON datahound_storage_version
+    FOR EACH ROW EXECUTE FUNCTION note_bounds();
+"""
+
+
+def test_each_revision_has_a_transaction_with_timeouts_of_its_own(database_url: str) -> None:
+    log_versions(database_url)
+    query(database_url, BOUNDS)
+    upgrade(database_url)
+    found = query(database_url, "SELECT * FROM bounds ORDER BY version_num")
+    assert [row[0] for row in found] == list(revisions())
+    assert len({row[1] for row in found}) == len(revisions())
+    assert {row[2:] for row in found} == {("2s", "30min")}
+
+
+def test_what_is_committed_stays_where_a_later_revision_fails(
+    database_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "torn.json").write_text('[{"task_id": ')
+    with pytest.raises(SnapshotError, match="torn"):
+        upgrade(database_url, x=[f"snapshot={tmp_path / 'torn.json'}"])
+    assert status(database_url).found == "0002"
+
+
+def test_the_statement_timeout_of_migrations_is_not_that_of_the_role(database_url: str) -> None:
+    name = value(database_url, "SELECT current_database()")
+    query(database_url, f'ALTER DATABASE "{name}" SET statement_timeout = 200')
+    with psycopg.connect(database_url) as connection, ThreadPoolExecutor(1) as pool:
+        connection.execute("CREATE TABLE scheduler_tasks (id uuid)")
+        waiting = pool.submit(upgrade, database_url, "0001")
+        wait_for(database_url, HOLDERS)
+        time.sleep(0.5)  # longer than the database's own limit, shorter than that for locks
+        connection.rollback()
+        assert waiting.result(30).found == "0001"
 
 
 def test_threads_on_their_own_databases(server: TestServer) -> None:
@@ -443,5 +579,6 @@ def test_offline_downgrade_refuses_rows(database_url: str) -> None:
     assert support.tables_of(database_url)["columns"] == []
 
 
-def test_offline_sets_a_lock_timeout_and_needs_no_url() -> None:
-    assert script_of("upgrade", "head", x=[]).startswith("SET lock_timeout = '2s';")
+def test_offline_sets_timeouts_and_needs_no_url() -> None:
+    bounds = "SET lock_timeout = '2s';\nSET statement_timeout = '30min';"
+    assert script_of("upgrade", "head", x=[]).startswith(bounds)
