@@ -159,17 +159,6 @@ def ended_runs(connection: Connection) -> Iterator[StoredRun]:
             yield StoredRun(_run_row(row), _metadata(row), row[10])
 
 
-_PURGE = f"""
-DELETE FROM scheduler_runs WHERE id IN (
-    SELECT r.id FROM scheduler_runs AS r WHERE {ENDED} < %s
-    ORDER BY {ENDED} LIMIT {BATCH} FOR UPDATE SKIP LOCKED)"""
-
-
-def purge_batch(connection: Connection, older_than: datetime) -> int:
-    """Delete a batch of runs that ended (or, without an end, started) before; return how many."""
-    return connection.execute(_PURGE.encode(), (older_than,)).rowcount
-
-
 _CUTOFF = """
 UPDATE scheduler_storage SET history_cutoff = greatest(history_cutoff, %s)"""
 
