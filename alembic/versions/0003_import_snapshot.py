@@ -45,6 +45,8 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 BLANK, NEWLINE = (" ", "\t", "\r", "\n"), "\n"
+# What follows an item.
+ENDS = (*BLANK, ",", "]")
 BATCH = 10_000
 # A batch of tasks as one literal: a server takes 256 MB, and whoever reads the script some less.
 PRINTED_TASKS = 1_000
@@ -224,7 +226,8 @@ class Snapshot:
         self._path, self._file, self._faults = path, file, faults
         # A byte that is not UTF-8 costs its own item only.
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-        self._text, self._at, self._line = "", 0, 1
+        self._text, self._at = "", 0
+        self._line, self._counted = 1, 0
 
     def __iter__(self) -> Iterator[Item]:
         mark = self._next()
@@ -241,7 +244,7 @@ class Snapshot:
         """Yield the items; return whether the list has an end."""
         for number in count(1):
             self._next()
-            place = f"item {number} (line {self._line + self._text.count(NEWLINE, 0, self._at)})"
+            place = f"item {number} (line {self._count_lines()})"
             found = self._value()
             if found is None:
                 self._faults.add(
@@ -261,8 +264,8 @@ class Snapshot:
     def _value(self) -> tuple[str, Any] | None:
         while True:
             found = self._try_value()
-            # At the end of a piece the rest of the item, or of a number, may be in the next one.
-            if found is not None and found[0] < len(self._text):
+            # Where the piece ends, the rest of the item or of a number may be in the next one.
+            if found is not None and self._text[found[0] : found[0] + 1] in ENDS:
                 break
             if len(self._text) - self._at > LONGEST_ITEM or not self._read_on():
                 break
@@ -286,9 +289,14 @@ class Snapshot:
             if self._at < len(self._text) or not self._read_on():
                 return self._text[self._at : self._at + 1]
 
+    def _count_lines(self) -> int:
+        self._line += self._text.count(NEWLINE, self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
     def _read_on(self) -> bool:
-        self._line += self._text.count(NEWLINE, 0, self._at)
-        self._text, self._at = self._text[self._at :], 0
+        self._count_lines()
+        self._text, self._at, self._counted = self._text[self._at :], 0, 0
         # As much again as there is: an item of many pieces is not tried for each of them.
         data = self._file.read(max(PIECE, len(self._text)))
         self._text += self._decode(data, not data)
