@@ -475,11 +475,7 @@ def _missing_runs(history: list[Path]) -> list[str]:
 def _run_ids_in(path: Path) -> Iterator[str]:
     """The ids of a history's lines; one without gets that which an import gives it."""
     equal: Counter[str] = Counter()
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
+    for line in _lines_of(path):
         try:
             text = line.strip().decode("utf-8")
             entry = json.loads(text)
@@ -495,6 +491,14 @@ def _run_ids_in(path: Path) -> Iterator[str]:
         digest = sha256(text.encode("utf-8")).hexdigest()[:32]
         equal[digest] += 1
         yield f"line-{digest}-{equal[digest]}"
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError:
+        return  # a file that cannot be read shows nothing
 
 
 def _is_key(value: Any) -> bool:

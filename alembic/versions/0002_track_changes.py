@@ -325,7 +325,7 @@ _RUNS = (
     """,
 )
 
-# Old rows get numbers up to 0, before all that are inserted meanwhile, a thousand in a transaction:
+# Old rows get numbers up to 0, before all that are inserted meanwhile, 500 in a transaction:
 # whoever changes one of them waits for a moment only, and the pauses leave the disk to others. The
 # trigger fills their other duration. An interrupted run has given the lowest numbers: the next one
 # continues after them.
@@ -340,7 +340,7 @@ BEGIN
         SELECT array_agg(id ORDER BY n) FROM (
             SELECT id, row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
             FROM scheduler_runs WHERE seq IS NULL
-        ) AS numbered GROUP BY (n - 1) / 1000 ORDER BY (n - 1) / 1000
+        ) AS numbered GROUP BY (n - 1) / 500 ORDER BY (n - 1) / 500
     LOOP
         UPDATE scheduler_runs AS run SET
             seq = next + old.n - 1,
@@ -349,7 +349,7 @@ BEGIN
         FROM unnest(batch) WITH ORDINALITY AS old (id, n) WHERE run.id = old.id;
         next := next + cardinality(batch);
         COMMIT;
-        PERFORM pg_sleep(0.01);
+        PERFORM pg_sleep(0.005);
     END LOOP;
 END
 $number$
