@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 
 _PACE = 0.002
+# By which the server's log tells them apart from what happens beside them.
+NAME = "bystander"
+LOG_SETTINGS = {"log_lock_waits": "on", "deadlock_timeout": "20ms", "log_line_prefix": "%a "}
 Act = Callable[["psycopg.Connection[Any]", int], None]
 
 
@@ -54,7 +58,9 @@ def _stand_by(url: str, act: Act, stop: Any, results: Any) -> None:
     waits, began = Waits(), time.monotonic()
     # Statements that were prepared before a column changes its type fail after it, whoever
     # changed it; that is not what is measured.
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+    with psycopg.connect(
+        url, autocommit=True, prepare_threshold=None, application_name=NAME
+    ) as connection:
         cursor = _Timed(connection, waits, began)
         number = 0
         while not stop.is_set():
@@ -83,6 +89,12 @@ class _Timed:
             self._waits.over_50 += spent > 50
             if spent > self._waits.longest:
                 self._waits.longest, self._waits.at = spent, start - self._began
+
+
+def lock_waits(log: Path) -> int:
+    """How often, by a server's log, one of them has waited for a lock for over 20 ms."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return sum(line.startswith(NAME) and "still waiting for" in line for line in lines)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 
@@ -16,7 +17,6 @@ from datahound_storage.postgres import run_table
 from datahound_storage.postgres.pool import Database
 
 HEADER = ("look-up", "median", "plan")
-PRUNE_HEADER = live.HEADER
 _REPEATS = 50
 
 
@@ -51,7 +51,7 @@ def look_ups(url: str) -> Iterator[live.Row]:
     dal.close()
 
 
-def prunings(url: str) -> Iterator[live.Row]:
+def prunings(url: str, log: Path) -> Iterator[live.Row]:
     """Remove a third of the history, then another one but for the last 5 runs of each task."""
     dal = StorageDAL(Database(url))
     now = datetime.now(UTC)
@@ -66,6 +66,6 @@ def prunings(url: str) -> Iterator[live.Row]:
             older_than = now - timedelta(days=days)
             removed = dal.purge_task_runs(older_than=older_than, keep_last=keep_last)
 
-        row = live.beside(url, what, prune)
+        row = live.beside(url, log, what, prune)
         yield (f"{what}: {removed:,} runs", *row[1:])
     dal.close()

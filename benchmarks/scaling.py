@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks import history, imports, live, tables
+from benchmarks.bystanders import LOG_SETTINGS
 from datahound_storage.migrations import upgrade
 from datahound_storage.testing import EmbeddedServer
 
@@ -41,18 +42,19 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    settings = {"max_wal_size": "4GB", **LOG_SETTINGS}
     with (
         tempfile.TemporaryDirectory(dir=given.directory) as name,
-        EmbeddedServer(Path(name) / "server", settings={"max_wal_size": "4GB"}) as server,
+        EmbeddedServer(Path(name) / "server", settings=settings) as server,
     ):
-        urls = databases(server)
+        urls, log = databases(server), Path(name) / "server" / "server.log"
         url = next(urls)
         tables.make_old(url, given.runs)
         title = f"{given.runs:,} runs in old tables, a reader and a writer beside"
-        show(title, live.HEADER, live.rows(url))
+        show(title, live.HEADER, live.rows(url, log))
         upgrade(url, import_files=False)
         show(f"The newest of {given.runs:,} runs", history.HEADER, history.look_ups(url))
-        show("Pruning, a reader and a writer beside", live.HEADER, history.prunings(url))
+        show("Pruning, a reader and a writer beside", live.HEADER, history.prunings(url, log))
         rows = imports.rows(urls, Path(name), given.tasks, given.lines)
         show("Import", imports.HEADER, rows)
 

@@ -393,6 +393,14 @@ END
 $finish$
 """
 
+# Not RESET: a script that is printed has set it for all that follows.
+_KEEP_LOCK_TIMEOUT = """
+SELECT set_config('datahound_storage.lock_timeout', current_setting('lock_timeout'), false)
+"""
+_RESTORE_LOCK_TIMEOUT = """
+SELECT set_config('lock_timeout', current_setting('datahound_storage.lock_timeout'), false)
+"""
+
 
 def upgrade() -> None:
     for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES):
@@ -402,12 +410,13 @@ def upgrade() -> None:
     with op.get_context().autocommit_block():
         # Outside of a transaction there is no SET LOCAL. An index waits for older transactions,
         # while nobody waits for it: so it may take longer, yet not for ever.
+        op.execute(_KEEP_LOCK_TIMEOUT)
         op.execute("SET lock_timeout = '60s'")
         try:
             for statement in (_NUMBER_RUNS, *_RUN_INDEXES):
                 op.execute(statement)
         finally:
-            op.execute("RESET lock_timeout")
+            op.execute(_RESTORE_LOCK_TIMEOUT)
     for statement in (*_LOCK_TABLES, _FINISH_RUNS):
         op.execute(statement)
 

@@ -490,5 +490,12 @@ def test_offline_downgrade_refuses_rows(database_url: str) -> None:
     assert support.tables_of(database_url)["columns"] == []
 
 
+def test_offline_the_lock_timeout_holds_to_the_end(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for statement in support.statements(script_of("upgrade", "head", x=[])):
+            connection.execute(statement.encode())
+        assert connection.execute("SHOW lock_timeout").fetchone() == ("2s",)
+
+
 def test_offline_sets_a_lock_timeout_and_needs_no_url() -> None:
     assert script_of("upgrade", "head", x=[]).startswith("SET lock_timeout = '2s';")
