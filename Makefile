@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOAK_EXAMPLES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint format revision drift clean
+.PHONY: help install demo test soak scaling lint format revision drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: install ## the whole suite on a real Postgres (TEST_POSTGRES=auto|containe
 
 soak: install ## the model of tests/property with SOAK_EXAMPLES (10000) random examples
 	@SOAK_EXAMPLES=$(SOAK_EXAMPLES) $(BIN)/python -m pytest -q -s --show-capture=no tests/property/test_model.py
+
+scaling: install ## measure what docs/scaling.md says (10 minutes; SCALING_ARGS="--runs 100000")
+	@$(BIN)/python -m benchmarks.scaling $(SCALING_ARGS)
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions
 	@$(BIN)/ruff format --check .

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from datahound_storage.errors import (
     DuplicateTaskError,
-    InvalidArgumentError,
     InvalidTaskError,
     LockTimeoutError,
     TaskNotFoundError,
@@ -28,11 +27,8 @@ from datahound_storage.postgres.pool import Database, DeadlineConnection
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
-from datahound_storage.records import (
-    SchedulerRunRecord,
-    SchedulerTaskFilter,
-    SchedulerTaskRecord,
-)
+from datahound_storage.pruning import check_limit, prune
+from datahound_storage.records import SchedulerRunRecord, SchedulerTaskFilter, SchedulerTaskRecord
 from datahound_storage.runs import RunRow, row_of_record
 from datahound_storage.tasks import (
     MAX_KEY,
@@ -233,7 +229,7 @@ class StorageDAL:
         self, *, task_key: str | None = None, limit: int = 100
     ) -> list[SchedulerRunRecord]:
         """The newest `limit` runs (of one task), newest first, by end (or start)."""
-        _check_limit(limit)
+        check_limit(limit, "limit")
         outcome = self.database.run(lambda c: run_table.newest(c, task_key, limit))
         return [run_record(stored) for stored in outcome.result]
 
@@ -285,20 +281,21 @@ class StorageDAL:
         """The time before which runs are gone for good."""
         return self.database.run(run_table.history_cutoff).result
 
-    def purge_task_runs(self, *, older_than: datetime) -> int:
+    def purge_task_runs(
+        self, *, older_than: datetime, keep_last: int = 0, patience: float = 0.0
+    ) -> int:
         """Delete the runs that ended before a time; return how many.
 
-        A run without an end counts by its start. Done in batches, each committed by itself. The
-        time is remembered first, so that no file can bring back what is deleted.
+        A run without an end counts by its start: whatever started it has died. `keep_last` spares
+        the newest so many runs of each task, a run without a task is none of them. Done in batches
+        with pauses, each committed by itself, by one process at a time: waits `patience` seconds
+        for another one, then raises PruneRunningError. The time is remembered first, so that no
+        file can bring back what is deleted.
         """
+        check_limit(keep_last, "keep_last")
         cutoff = older_than if older_than.tzinfo else older_than.astimezone()
         self.database.run(lambda c: run_table.remember_cutoff(c, cutoff))
-        removed = 0
-        while True:
-            batch = self.database.run(lambda c: run_table.purge_batch(c, cutoff), bulk=True).result
-            removed += batch
-            if batch < run_table.BATCH:
-                return removed
+        return prune(self.database, cutoff, keep_last, patience)
 
     def now(self) -> datetime:
         """The database's clock."""
@@ -307,8 +304,3 @@ class StorageDAL:
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
         self.database.close()
-
-
-def _check_limit(limit: int) -> None:
-    if limit < 0:
-        raise InvalidArgumentError(f"limit must not be negative, it is {limit}.")

@@ -43,6 +43,10 @@ class LockTimeoutError(StorageError, TimeoutError):
     """Another process held a lock for longer than the wait is allowed to take."""
 
 
+class PruneRunningError(LockTimeoutError):
+    """Another process prunes the runs; this one has deleted nothing."""
+
+
 class DatabaseError(StorageError):
     """The database could not serve; the process can go on with the files."""
 

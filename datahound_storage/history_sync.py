@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import LockTimeoutError
+from datahound_storage.errors import LockTimeoutError, PruneRunningError
 from datahound_storage.files import history
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
@@ -57,7 +57,10 @@ def _repeat_trim(dal: StorageDAL, paths: StatePaths) -> None:
     """What was trimmed while the files were the only store is gone for good."""
     trimmed = history.remembered_cutoff(paths.history_state_file)
     if trimmed is not None:
-        dal.purge_task_runs(older_than=trimmed)
+        try:
+            dal.purge_task_runs(older_than=trimmed, patience=dal.database.timeout)
+        except PruneRunningError as error:
+            log.warning("runs that the files have trimmed may stay for now: %s", error)
 
 
 def _append_missing(

@@ -210,6 +210,20 @@ def test_upgrade_imports_from_the_given_directory_and_no_other(
     assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
 
 
+def test_upgrade_leaves_out_what_is_faulty_if_it_may(
+    run: Run, database_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "tasks.json"
+    snapshot.write_text(json.dumps([make_task("good"), {"task_id": 7}]))
+    arguments = ("upgrade", "--snapshot", str(snapshot), "--json")
+    stopped = run(*arguments, url=database_url)
+    assert stopped.exit_code == 2
+    assert "item 2 (line 1) needs a task_id" in stopped.stderr
+    result = run(*arguments, "--on-error", "quarantine", url=database_url)
+    assert json.loads(result.stdout)["tasks"] == 1
+    assert "left out: " in result.stderr + capfd.readouterr().err
+
+
 def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path) -> None:
     (base / "data/scheduler/scheduled_tasks.json").write_text('[{"task_id": "a"}, {"settings": "hu')
     result = run("upgrade", url=database_url)

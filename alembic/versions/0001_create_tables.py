@@ -1,7 +1,8 @@
 """create tables
 
 Makes the two tables, or adopts those that older code made on demand: rows stay, names and types
-become those of new tables. All of it is SQL, so that it is the same online and with --sql.
+become those of new tables, but for what takes long on many runs: 0002 does that while others work.
+All of it is SQL, so that it is the same online and with --sql.
 
 Revision ID: 0001
 Revises:
@@ -59,6 +60,34 @@ CREATE TABLE IF NOT EXISTS scheduler_runs (
 )
 """
 
+# Whoever waits for this lock makes all others wait behind it, so it is tried for a moment only,
+# again and again, for as long as the session's lock_timeout says. The weaker lock before it stops
+# nobody who reads or writes; it ends an autovacuum, which does not give way to waits so short.
+_LOCK_TABLES = (
+    "LOCK TABLE scheduler_tasks, scheduler_runs IN SHARE UPDATE EXCLUSIVE MODE",
+    """
+    DO $lock$
+    DECLARE
+        patience interval := current_setting('lock_timeout')::interval;
+        started timestamptz := clock_timestamp();
+    BEGIN
+        LOOP
+            BEGIN
+                SET LOCAL lock_timeout = '50ms';
+                LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE;
+                RETURN;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                IF patience > '0' AND clock_timestamp() > started + patience THEN
+                    RAISE;
+                END IF;
+                PERFORM pg_sleep(0.1);
+            END;
+        END LOOP;
+    END
+    $lock$
+    """,
+)
+
 # A table of the same name with other columns is somebody else's: better to stop than to bend it.
 # Only types that older code may have used are changed; a value that does not fit stops it too.
 _ADOPT_COLUMNS = """
@@ -93,6 +122,8 @@ BEGIN
         SELECT format_type(atttypid, atttypmod) INTO found FROM pg_attribute
         WHERE attrelid = wanted.tab::regclass AND attname = wanted.col AND NOT attisdropped;
         CONTINUE WHEN found = wanted.type;
+        -- It would rewrite all runs under a lock: 0002 widens the column beside the others' work.
+        CONTINUE WHEN wanted.col = 'duration_ms' AND found = 'integer';
         IF found IS NULL OR wanted.also NOT IN (
             found, CASE WHEN starts_with(found, 'character varying') THEN 'text' ELSE found END
         ) THEN
@@ -227,8 +258,9 @@ END
 $adopt$
 """
 
-# Indexes for look-ups: the same. Others that the older code's library named go too (0002 makes
-# better ones); those that somebody made by hand, under names of their own, stay.
+# Indexes for look-ups: the same. Others that the older code's library named go too (those of runs
+# in 0002, once it has made better ones); those that somebody made by hand, under names of their
+# own, stay.
 _ADOPT_INDEXES = """
 DO $adopt$
 DECLARE
@@ -269,8 +301,7 @@ BEGIN
     END LOOP;
     FOR other IN
         SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-        WHERE i.indrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
-          AND c.relname ~ '^ix_scheduler_(tasks|runs)_'
+        WHERE i.indrelid = 'scheduler_tasks'::regclass AND c.relname ~ '^ix_scheduler_tasks_'
           AND c.relname NOT IN ('ix_scheduler_tasks_company', 'ix_scheduler_tasks_status')
           AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
     LOOP
@@ -285,6 +316,7 @@ def upgrade() -> None:
     for statement in (
         _TASKS,
         _RUNS,
+        *_LOCK_TABLES,
         _ADOPT_COLUMNS,
         _FILL_TASKS,
         _ADOPT_NULLS,
@@ -443,11 +475,7 @@ def _missing_runs(history: list[Path]) -> list[str]:
 def _run_ids_in(path: Path) -> Iterator[str]:
     """The ids of a history's lines; one without gets that which an import gives it."""
     equal: Counter[str] = Counter()
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
+    for line in _lines_of(path):
         try:
             text = line.strip().decode("utf-8")
             entry = json.loads(text)
@@ -463,6 +491,14 @@ def _run_ids_in(path: Path) -> Iterator[str]:
         digest = sha256(text.encode("utf-8")).hexdigest()[:32]
         equal[digest] += 1
         yield f"line-{digest}-{equal[digest]}"
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError:
+        return  # a file that cannot be read shows nothing
 
 
 def _is_key(value: Any) -> bool:

@@ -75,6 +75,34 @@ _TABLES = (
     """,
 )
 
+# Whoever waits for this lock makes all others wait behind it, so it is tried for a moment only,
+# again and again, for as long as the session's lock_timeout says. The weaker lock before it stops
+# nobody who reads or writes; it ends an autovacuum, which does not give way to waits so short.
+_LOCK_TABLES = (
+    "LOCK TABLE scheduler_tasks, scheduler_runs IN SHARE UPDATE EXCLUSIVE MODE",
+    """
+    DO $lock$
+    DECLARE
+        patience interval := current_setting('lock_timeout')::interval;
+        started timestamptz := clock_timestamp();
+    BEGIN
+        LOOP
+            BEGIN
+                SET LOCAL lock_timeout = '50ms';
+                LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE;
+                RETURN;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                IF patience > '0' AND clock_timestamp() > started + patience THEN
+                    RAISE;
+                END IF;
+                PERFORM pg_sleep(0.1);
+            END;
+        END LOOP;
+    END
+    $lock$
+    """,
+)
+
 # The table of tasks is small: it is filled and made NOT NULL on the spot.
 _TASKS = (
     """
@@ -263,6 +291,31 @@ _RUNS = (
     CREATE OR REPLACE TRIGGER scheduler_runs_find_task_key BEFORE INSERT ON scheduler_runs
         FOR EACH ROW WHEN (NEW.task_key IS NULL) EXECUTE FUNCTION scheduler_runs_find_task_key()
     """,
+    # The older code made duration_ms an integer. A change of the type would rewrite all rows under
+    # a lock: a second column follows the first one until every row has both.
+    """
+    CREATE OR REPLACE FUNCTION scheduler_runs_widen() RETURNS trigger
+    LANGUAGE plpgsql AS $function$
+    BEGIN
+        NEW.duration_ms_wide := NEW.duration_ms;
+        RETURN NEW;
+    END
+    $function$
+    """,
+    """
+    DO $widen$
+    BEGIN
+        IF EXISTS (
+            SELECT FROM pg_attribute WHERE attrelid = 'scheduler_runs'::regclass
+              AND attname = 'duration_ms' AND atttypid = 'integer'::regtype
+        ) THEN
+            ALTER TABLE scheduler_runs ADD COLUMN IF NOT EXISTS duration_ms_wide bigint;
+            CREATE OR REPLACE TRIGGER scheduler_runs_widen BEFORE INSERT OR UPDATE
+                ON scheduler_runs FOR EACH ROW EXECUTE FUNCTION scheduler_runs_widen();
+        END IF;
+    END
+    $widen$
+    """,
     # What an interrupted CREATE INDEX CONCURRENTLY leaves.
     """
     DO $invalid$
@@ -280,8 +333,10 @@ _RUNS = (
     """,
 )
 
-# Old rows get numbers up to 0, before all that are inserted meanwhile, ten thousand in a
-# transaction. An interrupted run has given the lowest numbers: the next one continues after them.
+# Old rows get numbers up to 0, before all that are inserted meanwhile, 500 in a transaction:
+# whoever changes one of them waits for a moment only, and the pauses leave the disk to others. The
+# trigger fills their other duration. An interrupted run has given the lowest numbers: the next one
+# continues after them.
 _NUMBER_RUNS = """
 DO $number$
 DECLARE
@@ -293,7 +348,7 @@ BEGIN
         SELECT array_agg(id ORDER BY n) FROM (
             SELECT id, row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
             FROM scheduler_runs WHERE seq IS NULL
-        ) AS numbered GROUP BY (n - 1) / 10000 ORDER BY (n - 1) / 10000
+        ) AS numbered GROUP BY (n - 1) / 500 ORDER BY (n - 1) / 500
     LOOP
         UPDATE scheduler_runs AS run SET
             seq = next + old.n - 1,
@@ -302,6 +357,7 @@ BEGIN
         FROM unnest(batch) WITH ORDINALITY AS old (id, n) WHERE run.id = old.id;
         next := next + cardinality(batch);
         COMMIT;
+        PERFORM pg_sleep(0.005);
     END LOOP;
 END
 $number$
@@ -317,24 +373,66 @@ _RUN_INDEXES = (
     """,
 )
 
+# Every row has both durations now: the old column goes, with the older code's indexes, for which
+# there are better ones. The catalogue alone is changed.
+_FINISH_RUNS = """
+DO $finish$
+DECLARE
+    name text;
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'scheduler_runs'::regclass
+          AND attname = 'duration_ms_wide' AND NOT attisdropped
+    ) THEN
+        DROP TRIGGER scheduler_runs_widen ON scheduler_runs;
+        ALTER TABLE scheduler_runs DROP COLUMN duration_ms;
+        ALTER TABLE scheduler_runs RENAME COLUMN duration_ms_wide TO duration_ms;
+    END IF;
+    DROP FUNCTION scheduler_runs_widen();
+    FOR name IN
+        SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid = 'scheduler_runs'::regclass AND c.relname ~ '^ix_scheduler_runs_'
+          AND c.relname NOT IN ('ix_scheduler_runs_task_key_ended_at', 'ix_scheduler_runs_ended_at')
+          AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
+    LOOP
+        EXECUTE format('DROP INDEX %I', name);
+    END LOOP;
+END
+$finish$
+"""
+
+# Not RESET: a script that is printed has set it for all that follows.
+_KEEP_LOCK_TIMEOUT = """
+SELECT set_config('datahound_storage.lock_timeout', current_setting('lock_timeout'), false)
+"""
+_RESTORE_LOCK_TIMEOUT = """
+SELECT set_config('lock_timeout', current_setting('datahound_storage.lock_timeout'), false)
+"""
+
 
 def upgrade() -> None:
-    for statement in (*_SEQUENCES, *_TABLES, *_TASKS, *_FUNCTIONS, *_TASK_TRIGGERS, *_RUNS):
+    for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES):
+        op.execute(statement)
+    for statement in (*_TASKS, *_TASK_TRIGGERS, *_RUNS):
         op.execute(statement)
     with op.get_context().autocommit_block():
         # Outside of a transaction there is no SET LOCAL. An index waits for older transactions,
         # while nobody waits for it: so it may take longer, yet not for ever.
+        op.execute(_KEEP_LOCK_TIMEOUT)
         op.execute("SET lock_timeout = '60s'")
         try:
             for statement in (_NUMBER_RUNS, *_RUN_INDEXES):
                 op.execute(statement)
         finally:
-            op.execute("RESET lock_timeout")
+            op.execute(_RESTORE_LOCK_TIMEOUT)
+    for statement in (*_LOCK_TABLES, _FINISH_RUNS):
+        op.execute(statement)
 
 
 def downgrade() -> None:
     # Indexes and sequences go with the columns.
     for statement in (
+        *_LOCK_TABLES,
         "DROP TRIGGER IF EXISTS scheduler_runs_find_task_key ON scheduler_runs",
         """
         ALTER TABLE scheduler_runs

@@ -3,8 +3,12 @@
 Brings the files into tables that were never filled: the snapshot's tasks in their order, and the
 history's runs. `-x snapshot=PATH` and `-x history=PATH` name the files, else they are those of the
 data directory (DATAHOUND_DATA_DIR, default `data`); `-x import=no` leaves them out. Running it
-again imports nothing. A snapshot with a fault stops it; a history line that cannot be read costs
-only itself.
+again imports nothing. A faulty item or line stops it and is named by its position;
+`-x on_error=quarantine` lists them all and goes on with the others. Whatever stops it, a kill too,
+nothing was imported then: it is one transaction.
+
+Files of any size are read piece by piece. What is in them is put in temporary tables first, so that
+the tasks are locked for the last step only.
 
 The rules by which a file's task becomes a row are frozen copies of the package's at this revision.
 
@@ -12,21 +16,24 @@ Revision ID: 0003
 Revises: 0002
 """
 
+import codecs
 import contextlib
 import json
 import math
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import count, islice
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
 from alembic import context, op
@@ -37,8 +44,15 @@ down_revision: str | None = "0002"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-BLANK = (" ", "\t", "\r", "\n")
+BLANK, NEWLINE = (" ", "\t", "\r", "\n"), "\n"
+# What follows an item.
+ENDS = (*BLANK, ",", "]")
 BATCH = 10_000
+# A batch of tasks as one literal: a server takes 256 MB, and whoever reads the script some less.
+PRINTED_TASKS = 1_000
+PIECE = 1 << 20
+# What has no end within so many characters is torn.
+LONGEST_ITEM = 64 << 20
 LOCK_SECONDS = 10.0
 PROGRESS_SECONDS = 2.0
 
@@ -62,17 +76,47 @@ class FileError(CommandError):
     about_files = True
 
 
+class Faults:
+    """What to do about an item or a line that cannot be used: stop, or tell and leave it out."""
+
+    def __init__(self, given: dict[str, str]) -> None:
+        choice = given.get("on_error", "stop")
+        if choice not in ("stop", "quarantine"):
+            raise FileError(f"-x on_error={choice}: it is stop or quarantine. Nothing was changed.")
+        self._quarantine = choice == "quarantine"
+        self._count = 0
+
+    def add(self, path: Path, problem: str) -> None:
+        """Raise FileError, or tell it."""
+        if not self._quarantine:
+            raise fault(path, problem, QUARANTINE)
+        self.leave_out(path, problem)
+
+    def leave_out(self, path: Path, problem: str) -> None:
+        """Tell it in any case."""
+        self._count += 1
+        say(f"left out: {path}: {problem}")
+
+    def end(self) -> None:
+        """Say how many there were."""
+        if self._count:
+            say(f"left out {self._count:,} in all; the files have them still")
+
+
+QUARANTINE = "-x on_error=quarantine lists all that is wrong and goes on without it"
+
+
 def upgrade() -> None:
     given = context.get_x_argument(as_dictionary=True)
     if context.config.attributes.get("import_files") is False or given.get("import") == "no":
         return
-    snapshot, history = find_files(given)
+    faults, (snapshot, history) = Faults(given), find_files(given)
     if context.is_offline_mode():
-        print_tasks(snapshot)
-        print_runs(history)
+        print_tasks(snapshot, faults)
+        print_runs(history, faults)
     else:
-        import_tasks(snapshot)
-        import_runs(history)
+        import_files(snapshot, history, faults)
+    faults.end()
 
 
 def downgrade() -> None:
@@ -106,28 +150,32 @@ def named(given: dict[str, str], name: str) -> Path | None:
     return path
 
 
-def read_tasks(path: Path) -> list[tuple[Any, ...]]:
-    """The rows of all tasks in a snapshot; raise FileError at the first fault."""
-    try:
-        with locked(path.with_name(".scheduler.lock")):
-            content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise fault(path, f"cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise fault(path, f"is not UTF-8 (byte {error.start})") from error
+def read_tasks(path: Path, faults: Faults) -> Iterator[tuple[Any, ...]]:
+    """The rows of the tasks in a snapshot, in its order."""
     timezone = os.environ.get("DATAHOUND_SCHEDULER_TZ", "").strip() or "UTC"
     now, keys = datetime.now(UTC), set[str]()
-    rows = []
-    for number, (start, end, task) in enumerate(split(path, text), 1):
-        problem = problem_of(task)
-        if not problem and task["task_id"] in keys:
-            problem = f"has the task_id {task['task_id'][:80]!r} of an item before it"
-        if problem:
-            raise fault(path, f"{item(text, number, start)} {problem}")
-        keys.add(task["task_id"])
-        rows.append(task_row(task, in_layout(text[start:end]), timezone, now))
-    return rows
+    with contextlib.closing(copy_of(path)) as file:
+        for item in Snapshot(path, file, faults):
+            problem = problem_of(item.task) if is_utf8(item.text) else "is not UTF-8"
+            if not problem and item.task["task_id"] in keys:
+                problem = f"has the task_id {item.task['task_id'][:80]!r} of an item before it"
+            if problem:
+                faults.add(path, f"{item.place} {problem}")
+                continue
+            keys.add(item.task["task_id"])
+            yield task_row(item.task, in_layout(item.text), timezone, now)
+
+
+def copy_of(path: Path) -> IO[bytes]:
+    """What a file holds now; in a nameless one if it is large, as the lock is not held for long."""
+    try:
+        with locked(path.with_name(".scheduler.lock")), path.open("rb") as file:
+            content = tempfile.SpooledTemporaryFile(PIECE)  # noqa: SIM115 - the caller closes it
+            shutil.copyfileobj(file, content, PIECE)
+    except OSError as error:
+        raise fault(path, f"cannot be read ({error.strerror})") from error
+    content.seek(0)
+    return content
 
 
 @contextlib.contextmanager
@@ -155,75 +203,127 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def fault(path: Path, problem: str) -> FileError:
+def fault(path: Path, problem: str, way_out: str = "") -> FileError:
     return FileError(
         f"{path}: {problem}. Nothing was imported. Correct the file or bring back a good copy, and "
-        "run the upgrade again; -x snapshot=PATH names another file, -x import=no leaves it out."
+        "run the upgrade again; -x snapshot=PATH and -x history=PATH name other files, "
+        f"-x import=no leaves them out{way_out and f', {way_out}'}."
     )
 
 
-def item(text: str, number: int, position: int) -> str:
-    line = text.count("\n", 0, position) + 1
-    return f"item {number} (line {line})"
+class Item(NamedTuple):
+    """An item of the list: where it is, its text as it stands there, its value."""
+
+    place: str
+    text: str
+    task: Any
 
 
-def split(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
-    """Start, end and value of each item of a JSON list."""
-    position = skip(text, 0)
-    if position == len(text):
-        raise fault(path, "the file is empty")
-    if text[position] != "[":
-        raise fault(path, "the file is not a JSON list")
-    end = skip(text, position + 1)
-    if text[end : end + 1] != "]":
-        end = yield from items(path, text, end)
-    if skip(text, end + 1) != len(text):
-        raise fault(path, "there is text after the end of the list")
+class Snapshot:
+    """Takes a JSON list apart item by item, and holds a piece of it at a time."""
 
+    def __init__(self, path: Path, file: IO[bytes], faults: Faults) -> None:
+        self._path, self._file, self._faults = path, file, faults
+        # A byte that is not UTF-8 costs its own item only.
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+        self._text, self._at = "", 0
+        self._line, self._counted = 1, 0
 
-def items(path: Path, text: str, position: int) -> Generator[tuple[int, int, Any], None, int]:
-    """Yield the items from `position` on; return where the list ends."""
-    decode = json.JSONDecoder().raw_decode
-    for number in count(1):
-        start = skip(text, position)
+    def __iter__(self) -> Iterator[Item]:
+        mark = self._next()
+        if mark != "[":
+            raise fault(self._path, f"the file is {'not a JSON list' if mark else 'empty'}")
+        self._at += 1
+        if self._next() != "]" and not (yield from self._items()):
+            return
+        self._at += 1
+        if self._next():
+            self._faults.add(self._path, "there is text after the end of the list")
+
+    def _items(self) -> Generator[Item, None, bool]:
+        """Yield the items; return whether the list has an end."""
+        for number in count(1):
+            self._next()
+            place = f"item {number} (line {self._count_lines()})"
+            found = self._value()
+            if found is None:
+                self._faults.add(
+                    self._path, f"{place} is torn or not JSON; nothing after it could be read"
+                )
+                return False
+            yield Item(place, *found)
+            mark = self._next()
+            if mark == "]":
+                break
+            if mark != ",":
+                self._faults.add(self._path, f"{place} is followed by no comma or bracket")
+                return False
+            self._at += 1
+        return True
+
+    def _value(self) -> tuple[str, Any] | None:
+        while True:
+            found = self._try_value()
+            # Where the piece ends, the rest of the item or of a number may be in the next one.
+            if found is not None and self._text[found[0] : found[0] + 1] in ENDS:
+                break
+            if len(self._text) - self._at > LONGEST_ITEM or not self._read_on():
+                break
+        if found is None:
+            return None
+        start, (self._at, value) = self._at, found
+        return self._text[start : self._at], value
+
+    def _try_value(self) -> tuple[int, Any] | None:
         try:
-            value, end = decode(text, start)
+            value, end = json.JSONDecoder().raw_decode(self._text, self._at)
         except (ValueError, RecursionError):
-            raise fault(path, f"{item(text, number, start)} is torn or not JSON") from None
-        yield start, end, value
-        position = skip(text, end)
-        if text[position : position + 1] == "]":
-            break
-        if text[position : position + 1] != ",":
-            raise fault(path, f"{item(text, number, start)} is followed by no comma or bracket")
-        position += 1
-    return position
+            return None
+        return end, value
+
+    def _next(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            while self._text[self._at : self._at + 1] in BLANK:
+                self._at += 1
+            if self._at < len(self._text) or not self._read_on():
+                return self._text[self._at : self._at + 1]
+
+    def _count_lines(self) -> int:
+        self._line += self._text.count(NEWLINE, self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def _read_on(self) -> bool:
+        self._count_lines()
+        self._text, self._at, self._counted = self._text[self._at :], 0, 0
+        # As much again as there is: an item of many pieces is not tried for each of them.
+        data = self._file.read(max(PIECE, len(self._text)))
+        self._text += self._decode(data, not data)
+        return bool(data)
 
 
-def skip(text: str, position: int) -> int:
-    while text[position : position + 1] in BLANK:
-        position += 1
-    return position
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def history_lines(paths: list[Path], unreadable: list[str]) -> Iterator["Line"]:
-    """The usable lines of several files, each run once; the others go to `unreadable`."""
-    seen: set[str] = set()
-    for path in paths:
-        equal: Counter[str] = Counter()
-        for raw in raw_lines(path):
-            line = parse_line(raw, equal)
-            if line is None:
-                unreadable.append(path.name)
-            elif line.run_id not in seen:
-                seen.add(line.run_id)
-                yield line
-
-
-def raw_lines(path: Path) -> Iterator[bytes]:
+def history_lines(path: Path, faults: Faults) -> Iterator["Line"]:
+    """The usable lines of a file."""
     try:
         with path.open("rb") as file:
-            yield from (stripped for raw in file if (stripped := raw.strip()))
+            for number, raw in enumerate(file, 1):
+                stripped = raw.strip()
+                line = parse_line(stripped) if stripped else None
+                if line is not None:
+                    yield line
+                elif stripped:
+                    # A last line without an end is being written, or a crash has torn it.
+                    tell = faults.add if raw.endswith(b"\n") else faults.leave_out
+                    tell(path, f"line {number} is no JSON object with a task_id and a timestamp")
     except OSError as error:
         raise fault(path, f"cannot be read ({error.strerror})") from error
 
@@ -231,41 +331,107 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 # ---- Online: COPY
 
 
-def import_tasks(path: Path | None) -> None:
-    if path is None:
-        return
+def import_files(snapshot: Path | None, histories: list[Path], faults: Faults) -> None:
+    """Bring in what the files hold: the runs first, as they lock nobody out."""
+    with_tasks = snapshot is not None and stage_tasks(snapshot, faults)
+    if histories:
+        import_runs(histories, faults, with_tasks)
+    if snapshot is not None and with_tasks:
+        insert_tasks(snapshot)
+
+
+def stage_tasks(path: Path, faults: Faults) -> bool:
+    """Put the tasks in a temporary table; False where the tasks are not to be imported."""
     if ask(TASKS_WERE_THERE):
         say(f"{path}: not imported, as there have been tasks in the table before")
-        return
-    started, rows = time.monotonic(), read_tasks(path)
+        return False
+    stage("incoming_tasks", TASK_COLUMNS, read_tasks(path, faults), f"tasks from {path}")
+    return True
+
+
+def insert_tasks(path: Path) -> None:
     # The application may run: what it adds now must not mix with the import.
     op.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
-    if not ask(TASKS_WERE_THERE):
-        progress = Progress(f"tasks from {path}", started)
-        for batch in batches(iter(rows)):
-            copy("scheduler_tasks", TASK_COLUMNS, batch)
-            progress.add(len(batch))
-        progress.end()
+    if ask(TASKS_WERE_THERE):
+        raise FileError(
+            f"somebody has added tasks while {path} was read. Nothing was imported: run the "
+            "upgrade again, which then leaves the tasks as they are."
+        )
+    columns = ", ".join(names(TASK_COLUMNS))
+    statement = f"INSERT INTO scheduler_tasks ({columns}) SELECT {columns} FROM incoming_tasks AS i"
+    insert(statement, "incoming_tasks", f"tasks from {path}")
 
 
-def import_runs(paths: list[Path]) -> None:
-    if not paths:
-        return
+def import_runs(paths: list[Path], faults: Faults, with_tasks: bool) -> None:
     if ask(RUNS_WERE_THERE):
         say("history: not imported, as there are runs in the table")
         return
-    progress = Progress(f"runs from {', '.join(map(str, paths))}", time.monotonic())
+    what = f"runs from {', '.join(map(str, paths))}"
+    stage("incoming_runs", STAGED_RUN_COLUMNS, staged_runs(paths, faults), what)
+    for statement in NUMBER_EQUAL_LINES:
+        op.execute(statement)
+    source = "incoming_tasks" if with_tasks else "scheduler_tasks"
+    values = {
+        "task_id": "coalesce(t.id, i.task_id)",
+        "run_id": "i.run_id || coalesce(n.number::text, '')",
+    }
+    insert(
+        f"INSERT INTO scheduler_runs ({', '.join(names(RUN_COLUMNS))}) SELECT "
+        + ", ".join(values.get(name, f"i.{name}") for name in names(RUN_COLUMNS))
+        + f" FROM incoming_runs AS i LEFT JOIN {source} AS t ON t.task_key = i.task_key"
+        " LEFT JOIN incoming_numbers AS n ON n.ordinal = i.ordinal",
+        "incoming_runs",
+        what,
+        " ON CONFLICT (run_id) DO NOTHING",
+    )
+
+
+# A line without an id of its own gets one from its text and its number among the file's equal
+# lines. The server counts them: there may be millions.
+STAGED_RUN_COLUMNS = f"file integer, digest text, {RUN_COLUMNS}"
+NUMBER_EQUAL_LINES = (
+    """
+    CREATE TEMP TABLE incoming_numbers ON COMMIT DROP AS
+    SELECT ordinal, row_number() OVER (PARTITION BY file, digest ORDER BY ordinal) AS number
+    FROM incoming_runs WHERE digest IS NOT NULL
+    """,
+    "CREATE INDEX ON incoming_numbers (ordinal)",
+    "ANALYZE incoming_numbers",
+)
+
+
+def staged_runs(paths: list[Path], faults: Faults) -> Iterator[tuple[Any, ...]]:
+    """The rows of STAGED_RUN_COLUMNS, without those that were pruned."""
     bind = op.get_bind()
-    rows = bind.exec_driver_sql("SELECT task_key, id FROM scheduler_tasks")
-    ids: dict[str, UUID] = {row[0]: row[1] for row in rows}
     cutoff = bind.exec_driver_sql("SELECT max(history_cutoff) FROM scheduler_storage").scalar()
-    unreadable: list[str] = []
-    lines = history_lines(paths, unreadable)
-    wanted = (line for line in lines if cutoff is None or line.ended_at >= cutoff)
-    for batch in batches(run_row(line, ids) for line in wanted):
-        copy("scheduler_runs", RUN_COLUMNS, batch)
+    for number, path in enumerate(paths):
+        for line in history_lines(path, faults):
+            if cutoff is None or line.ended_at >= cutoff:
+                digest = None if line.run_id else digest_of(line)
+                unnumbered = line if digest is None else line._replace(run_id=f"line-{digest}-")
+                yield (number, digest, *run_row(unnumbered, {}))
+
+
+def stage(table: str, columns: str, rows: Iterable[tuple[Any, ...]], what: str) -> None:
+    """Put rows in a temporary table, numbered in their order."""
+    op.execute(f"CREATE TEMP TABLE {table} (ordinal bigint, {columns}) ON COMMIT DROP")
+    progress = Progress("read", what)
+    numbered = ((number, *row) for number, row in enumerate(rows))
+    for batch in batches(numbered):
+        copy(table, f"ordinal bigint, {columns}", batch)
         progress.add(len(batch))
-    progress.end(f"; {len(unreadable):,} lines could not be read" if unreadable else "")
+    op.execute(f"CREATE INDEX ON {table} (ordinal)")
+    op.execute(f"ANALYZE {table}")
+
+
+def insert(statement: str, table: str, what: str, end: str = "") -> None:
+    """Insert what was staged as `i`, batch by batch in its order."""
+    bind, progress = op.get_bind(), Progress("imported", what)
+    last = bind.exec_driver_sql(f"SELECT max(ordinal) FROM {table}").scalar()
+    for start in range(0, -1 if last is None else last + 1, BATCH):
+        part = f" WHERE i.ordinal >= {start} AND i.ordinal < {start + BATCH} ORDER BY i.ordinal"
+        progress.add(bind.exec_driver_sql(f"{statement}{part}{end}").rowcount)
+    progress.end()
 
 
 def ask(condition: str) -> bool:
@@ -276,8 +442,8 @@ def names(columns: str) -> list[str]:
     return [column.split()[0] for column in columns.split(",")]
 
 
-def batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    while batch := list(islice(rows, BATCH)):
+def batches(rows: Iterator[tuple[Any, ...]], size: int = BATCH) -> Iterator[list[tuple[Any, ...]]]:
+    while batch := list(islice(rows, size)):
         yield batch
 
 
@@ -292,9 +458,10 @@ def copy(table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
 class Progress:
     """A line on stderr every two seconds and at the end: rows and rate."""
 
-    def __init__(self, what: str, started: float) -> None:
-        self._what, self._started, self._count = what, started, 0
-        self._next = started + PROGRESS_SECONDS
+    def __init__(self, verb: str, what: str) -> None:
+        self._verb, self._what, self._count = verb, what, 0
+        self._started = time.monotonic()
+        self._next = self._started + PROGRESS_SECONDS
 
     def add(self, rows: int) -> None:
         """Count rows."""
@@ -306,7 +473,7 @@ class Progress:
     def end(self, more: str = "") -> None:
         """Say where it stands."""
         rate = self._count / max(time.monotonic() - self._started, 0.001)
-        say(f"imported {self._count:,} {self._what} ({rate:,.0f} rows/s){more}")
+        say(f"{self._verb} {self._count:,} {self._what} ({rate:,.0f} rows/s){more}")
 
 
 def say(text: str) -> None:
@@ -318,25 +485,25 @@ def say(text: str) -> None:
 # ---- Offline: statements with the rows as a literal
 
 
-def print_tasks(path: Path | None) -> None:
+def print_tasks(path: Path | None, faults: Faults) -> None:
     if path is None:
         return
     write("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
-    rows = read_tasks(path)
-    if rows:
-        selected = ", ".join(names(TASK_COLUMNS))
+    flag, selected = "datahound_storage.import_tasks", ", ".join(names(TASK_COLUMNS))
+    for number, batch in enumerate(batches(read_tasks(path, faults), PRINTED_TASKS)):
+        if number == 0:
+            write(f"SELECT set_config('{flag}', (NOT ({TASKS_WERE_THERE}))::text, true)")
         write(
             f"INSERT INTO scheduler_tasks ({selected})\nSELECT {selected}\n"
-            f"FROM {record_set(TASK_COLUMNS, rows)}\n"
-            f"WHERE NOT ({TASKS_WERE_THERE})\nORDER BY ordinal"
+            f"FROM {record_set(TASK_COLUMNS, batch)}\n"
+            f"WHERE current_setting('{flag}')::boolean\nORDER BY ordinal"
         )
 
 
-def print_runs(paths: list[Path]) -> None:
+def print_runs(paths: list[Path], faults: Faults) -> None:
     # Several statements: the first decides for all of them.
     flag = "datahound_storage.import_runs"
-    unreadable: list[str] = []
-    rows = (run_row(line, {}) for line in history_lines(paths, unreadable))
+    rows = (run_row(line, {}) for line in identified(paths, faults))
     selected = ", ".join(names(RUN_COLUMNS))
     found = ", ".join(
         "coalesce((SELECT t.id FROM scheduler_tasks AS t WHERE t.task_key = r.task_key), task_id)"
@@ -352,6 +519,18 @@ def print_runs(paths: list[Path]) -> None:
             f"FROM {record_set(RUN_COLUMNS, batch)}\n"
             f"WHERE current_setting('{flag}')::boolean\nORDER BY ordinal"
         )
+
+
+def identified(paths: list[Path], faults: Faults) -> Iterator["Line"]:
+    """The usable lines of several files, each run once and with an id."""
+    seen: set[str] = set()
+    for path in paths:
+        equal: Counter[str] = Counter()
+        for line in history_lines(path, faults):
+            known = identify(line, equal)
+            if known.run_id not in seen:
+                seen.add(known.run_id)
+                yield known
 
 
 def write(statement: str) -> None:
@@ -533,8 +712,8 @@ NAMESPACE = UUID("6d1c0f0e-8a3e-5d4b-9b57-3f6a2f0c7a11")
 LONGEST = timedelta(days=3650)
 
 
-def parse_line(raw: bytes, equal: Counter[str]) -> Line | None:
-    """A line with its run id, or the one derived from its text and its number among equal ones."""
+def parse_line(raw: bytes) -> Line | None:
+    """A line; its run id is empty where it has none of its own."""
     try:
         text = raw.decode("utf-8")
         entry = json.loads(text)
@@ -545,11 +724,20 @@ def parse_line(raw: bytes, equal: Counter[str]) -> Line | None:
     ended_at = parse_time(entry.get("timestamp"))
     if ended_at is None:
         return None
-    if is_key(entry.get("run_id")):
-        return Line(entry["run_id"], ended_at, text, entry)
-    digest = sha256(raw).hexdigest()[:32]
+    return Line(entry["run_id"] if is_key(entry.get("run_id")) else "", ended_at, text, entry)
+
+
+def identify(line: Line, equal: Counter[str]) -> Line:
+    """The line with its run id, or one derived from its text and its number among equal ones."""
+    if line.run_id:
+        return line
+    digest = digest_of(line)
     equal[digest] += 1
-    return Line(f"line-{digest}-{equal[digest]}", ended_at, text, entry)
+    return line._replace(run_id=f"line-{digest}-{equal[digest]}")
+
+
+def digest_of(line: Line) -> str:
+    return sha256(line.text.encode("utf-8")).hexdigest()[:32]
 
 
 def is_key(value: Any) -> bool:

@@ -29,6 +29,13 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--revision", default="head", show_default=True, help="Where to stop.")
 @click.option("--snapshot", type=EXISTING, help="Import this file's tasks.")
 @click.option("--history", type=EXISTING, help="Import this file's runs.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "quarantine"]),
+    default="stop",
+    show_default=True,
+    help="A faulty item or line: stop, or list it and go on without it.",
+)
 @click.option("--no-import", is_flag=True, help="Make the tables only.")
 @json_option
 def command(
@@ -36,6 +43,7 @@ def command(
     revision: str,
     snapshot: Path | None,
     history: Path | None,
+    on_error: str,
     no_import: bool,
     as_json: bool,
 ) -> None:
@@ -56,6 +64,7 @@ def command(
     os.environ[DATA_DIR_VARIABLE] = str(StatePaths.below(settings.data_dir).data_dir)
     arguments = [f"snapshot={snapshot}"] if snapshot else []
     arguments += [f"history={history}"] if history else []
+    arguments.append(f"on_error={on_error}")
     before = migrations.status(url).found
     after = migrations.upgrade(url, revision, x=arguments, import_files=not no_import).found
     dal = make_dal(settings, url)

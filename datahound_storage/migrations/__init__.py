@@ -48,10 +48,10 @@ def upgrade(
 ) -> SchemaStatus:
     """Bring the schema to `revision` and return where it is now.
 
-    `x` are Alembic's `-x` arguments (`snapshot=PATH`, `history=PATH`). `import_files=False` makes
-    the tables only. A newer schema that this version can use is left as it is. `lock_wait` bounds,
-    in seconds, the waiting for other processes. Raises SchemaError, SnapshotError,
-    LockTimeoutError or DatabaseUnavailableError.
+    `x` are Alembic's `-x` arguments (`snapshot=PATH`, `history=PATH`, `on_error=quarantine`).
+    `import_files=False` makes the tables only. A newer schema that this version can use is left as
+    it is. `lock_wait` bounds, in seconds, the waiting for other processes. Raises SchemaError,
+    SnapshotError, LockTimeoutError or DatabaseUnavailableError.
     """
     before = status(url)
     if before.state is SchemaState.BREAKING:

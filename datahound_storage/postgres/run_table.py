@@ -99,15 +99,18 @@ _OF_TASK = "AND r.task_key = %(task_key)s"
 _ENDED_ONLY = "AND r.finished_at IS NOT NULL"
 
 
+def newest_statement(*, of_task: bool, ended_only: bool) -> str:
+    """The statement of `newest`; public so that a test can look at its plan."""
+    condition = _OF_TASK if of_task else ""
+    return _NEWEST.format(condition=f"{condition} {_ENDED_ONLY if ended_only else ''}")
+
+
 def newest(
     connection: Connection, task_key: str | None, limit: int | None, *, ended_only: bool = False
 ) -> list[StoredRun]:
     """The newest runs (of one task), newest first: by end, then insertion. None: all of them."""
-    condition = _OF_TASK if task_key is not None else ""
-    condition += f" {_ENDED_ONLY}" if ended_only else ""
-    cursor = connection.execute(
-        _NEWEST.format(condition=condition).encode(), {"task_key": task_key, "limit": limit}
-    )
+    statement = newest_statement(of_task=task_key is not None, ended_only=ended_only)
+    cursor = connection.execute(statement.encode(), {"task_key": task_key, "limit": limit})
     return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in cursor]
 
 
@@ -157,17 +160,6 @@ def ended_runs(connection: Connection) -> Iterator[StoredRun]:
         cursor.execute(query.encode())
         for row in cursor:
             yield StoredRun(_run_row(row), _metadata(row), row[10])
-
-
-_PURGE = f"""
-DELETE FROM scheduler_runs WHERE id IN (
-    SELECT r.id FROM scheduler_runs AS r WHERE {ENDED} < %s
-    ORDER BY {ENDED} LIMIT {BATCH} FOR UPDATE SKIP LOCKED)"""
-
-
-def purge_batch(connection: Connection, older_than: datetime) -> int:
-    """Delete a batch of runs that ended (or, without an end, started) before; return how many."""
-    return connection.execute(_PURGE.encode(), (older_than,)).rowcount
 
 
 _CUTOFF = """

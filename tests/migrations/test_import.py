@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -141,9 +142,10 @@ def names_of(columns: str) -> list[str]:
 @pytest.mark.parametrize("raw", [*ODD_TASKS, "sample"])
 def test_a_task_becomes_the_row_that_the_package_makes(raw: str) -> None:
     content = SNAPSHOT.read_text(encoding="utf-8") if raw == "sample" else f"[{raw}]"
-    for start, end, read in revision.split(Path("f"), content):
-        text = revision.in_layout(content[start:end])
-        assert text == codec.as_in_snapshot(content[start:end])
+    file = io.BytesIO(content.encode("utf-8", "surrogatepass"))
+    for _, found, read in revision.Snapshot(Path("f"), file, revision.Faults({})):
+        text = revision.in_layout(found)
+        assert text == codec.as_in_snapshot(found)
         assert repr(codec.decode(text)) == repr(read)
         made = revision.task_row(read, text, "CET", None)
         row = dict(zip(names_of(revision.TASK_COLUMNS), made, strict=True))
@@ -169,8 +171,8 @@ def test_lines_become_the_rows_that_the_package_makes() -> None:
     sample = HISTORY.read_text(encoding="utf-8").splitlines()
     texts = [*ODD_LINES, *BAD_LINES, *ODD_LINES, *sample[:200]]
     equal: Counter[str] = Counter()
-    read = [revision.parse_line(text.encode(), equal) for text in texts]
-    mine = [found for found in read if found is not None]
+    read = [revision.parse_line(text.encode()) for text in texts]
+    mine = [revision.identify(found, equal) for found in read if found is not None]
     wanted = list(runs.identify(texts))
     assert [tuple(found) for found in mine] == [tuple(found) for found in wanted]
     for found, other in zip(mine, wanted, strict=True):
@@ -284,7 +286,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
     (data / "scheduler").mkdir(parents=True)
     (data / "scheduler" / "scheduled_tasks.json").write_text(json.dumps([task()]))
-    old = [line(timestamp="2023-03-01T12:00:00"), line(run_id="both"), "torn {"]
+    old = [line(timestamp="2023-03-01T12:00:00"), line(run_id="both"), "torn by a crash {"]
     (data / "scheduler" / "task_history.jsonl").write_text("\n".join(old))
     (tmp_path / "logging" / "scheduler").mkdir(parents=True)
     new = [line(run_id="both"), line(), line(), "", line(task_id="gone")]
@@ -307,7 +309,8 @@ def test_the_data_directory_is_the_default(
     said = capfd.readouterr()
     assert said.out == ""
     assert "imported 1 tasks from" in said.err
-    assert "1 lines could not be read" in said.err
+    assert "task_history.jsonl: line 3 is no JSON object with a task_id" in said.err
+    assert "left out 1 in all" in said.err
     # The older file first; the run that is in both, once.
     listed = query(database_url, "SELECT run_id, task_id = (SELECT id FROM scheduler_tasks)"
                    " FROM scheduler_runs ORDER BY seq")  # fmt: skip
@@ -377,5 +380,6 @@ def test_it_waits_for_writers_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         fcntl.flock(file, fcntl.LOCK_EX)
         monkeypatch.setattr(revision, "LOCK_SECONDS", 0.1)
         with pytest.raises(revision.FileError, match=r"held for over 0\.1 s"):
-            revision.read_tasks(tmp_path / "tasks.json")
-    assert len(revision.read_tasks(tmp_path / "tasks.json")) == 1
+            revision.copy_of(tmp_path / "tasks.json")
+    with revision.copy_of(tmp_path / "tasks.json") as content:
+        assert json.load(content) == [task()]

@@ -1,0 +1,116 @@
+"""The statements that prune runs: a batch each, under a time limit, by one pruner at a time."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.rows import tuple_row
+
+Connection = psycopg.Connection[Any]
+
+# What one statement looks at. Whoever wants one of its rows waits for as long as it takes.
+BATCH = 1000
+# A statement that takes longer is cancelled, and tried with fewer rows.
+STATEMENT_SECONDS = 5.0
+_ENDED = "coalesce(r.finished_at, r.started_at)"
+
+
+class Place(NamedTuple):
+    """Where a batch ended, so that the next one need not look at what is deleted or kept."""
+
+    ended_at: str = "-infinity"
+    seq: int | None = -(2**63)
+
+
+class Batch(NamedTuple):
+    """What became of a batch: rows looked at, deleted, and left as somebody was changing them."""
+
+    seen: int
+    deleted: int
+    in_use: int
+    place: Place
+
+
+_KEPT = f"""
+AND (r.task_key IS NULL OR (
+    SELECT count(*) FROM (
+        SELECT FROM scheduler_runs AS n
+        WHERE n.task_key = r.task_key
+          AND (coalesce(n.finished_at, n.started_at), n.seq) > ({_ENDED}, r.seq)
+        ORDER BY coalesce(n.finished_at, n.started_at) DESC, n.seq DESC
+        LIMIT %(keep_last)s) AS newer) = %(keep_last)s)"""
+_PRUNE = f"""
+WITH old AS MATERIALIZED (
+    SELECT r.id, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
+    WHERE {_ENDED} < %(cutoff)s
+      AND ({_ENDED}, r.seq) > (%(ended_at)s::timestamptz, %(seq)s::bigint)
+    ORDER BY {_ENDED}, r.seq LIMIT %(size)s),
+wanted AS MATERIALIZED (
+    SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM old)) {{kept}}),
+free AS MATERIALIZED (
+    SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
+      AND {_ENDED} < %(cutoff)s -- it may have got its end since
+    FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM free)) RETURNING 1),
+last AS (SELECT ended_at, seq FROM old ORDER BY ended_at DESC, seq DESC LIMIT 1)
+SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone),
+       (SELECT count(*) FROM wanted) - (SELECT count(*) FROM gone),
+       (SELECT ended_at::text FROM last), (SELECT seq FROM last)"""
+
+
+def prune_statement(keep_last: int) -> str:
+    """The statement of a batch; public so that a test can look at its plan."""
+    return _PRUNE.format(kept=_KEPT if keep_last else "")
+
+
+def prune_batch(
+    connection: Connection, cutoff: datetime, keep_last: int, place: Place, size: int
+) -> Batch:
+    """Delete those of the next `size` runs before `cutoff` that are not to be kept.
+
+    Committed when it returns. Raises QueryCanceled where it takes over STATEMENT_SECONDS.
+    """
+    values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
+    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}".encode())
+        row = cursor.execute(prune_statement(keep_last).encode(), values).fetchone()
+    seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
+    return Batch(seen, deleted, in_use, Place(ended_at, seq) if ended_at else place)
+
+
+_TRY_LOCK = b"""
+SELECT pg_try_advisory_xact_lock(
+    hashtextextended('datahound-storage:prune:' || current_schema(), 0))
+"""
+
+
+def begin_pruning(connection: Connection) -> None:
+    """Open the transaction that holds a pruner's lock, on a connection that does nothing else.
+
+    Such a lock works through PgBouncer too and ends with the process. The open transaction holds no
+    snapshot, so nothing waits for it.
+    """
+    connection.prepare_threshold = None
+    connection.execute(b"BEGIN")
+    connection.execute(b"SET LOCAL idle_in_transaction_session_timeout = 0")
+    if connection.info.server_version >= 170000:
+        connection.execute(b"SET LOCAL transaction_timeout = 0")
+
+
+def try_prune_lock(connection: Connection) -> bool:
+    """Whether nobody else prunes, nor begins to until the transaction ends."""
+    row = connection.execute(_TRY_LOCK).fetchone()
+    return row is not None and bool(row[0])
+
+
+_ANY_BEFORE = f"""
+SELECT EXISTS (SELECT FROM scheduler_runs AS r WHERE {_ENDED} < %s)"""
+
+
+def any_before(connection: Connection, cutoff: datetime) -> bool:
+    """Whether there is a run that ended (or, without an end, started) before."""
+    row = connection.execute(_ANY_BEFORE.encode(), (cutoff,)).fetchone()
+    return row is not None and bool(row[0])

@@ -1,0 +1,93 @@
+"""The newest runs, and those to prune, come from an index, at a scale that leaves a choice.
+
+What the planner thinks, not how long it takes; the benchmark asks the same at three million runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from datahound_storage.postgres import pruning, run_table
+from tests.servers import TestServer
+
+RUNS, TASKS = 20_000, 40
+FILL = f"""
+INSERT INTO scheduler_runs (id, run_id, task_key, started_at, finished_at, message)
+SELECT gen_random_uuid(), 'run-' || n, 'task-' || n % {TASKS}, ended, ended, repeat('x', 100)
+FROM (SELECT n, now() - n * interval '3 min' AS ended FROM generate_series(1, {RUNS}) AS n) AS s"""
+OF_TASK, OF_ALL = "ix_scheduler_runs_task_key_ended_at", "ix_scheduler_runs_ended_at"
+
+
+@pytest.fixture(scope="module")
+def connection(server: TestServer, migrated_template: str) -> Iterator[psycopg.Connection]:
+    url = server.create_database(migrated_template)
+    with psycopg.connect(url, autocommit=True) as made:
+        made.execute(FILL.encode())
+        made.execute("VACUUM ANALYZE scheduler_runs")
+        yield made
+    server.drop_database(url)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def explain(
+    connection: psycopg.Connection, mode: str, statement: str, values: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The nodes of the plan that a prepared statement gets, for these values or for any."""
+    used = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${used.index(found[1]) + 1}", statement)
+    given = ", ".join(values[name] for name in used)
+    connection.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
+    connection.execute(f"PREPARE looked_at AS {numbered}".encode())
+    try:
+        row = connection.execute(
+            f"EXPLAIN (FORMAT JSON) EXECUTE looked_at ({given})".encode()
+        ).fetchone()
+    finally:
+        connection.execute("DEALLOCATE looked_at")
+    assert row is not None
+    return list(nodes(row[0][0]["Plan"]))
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("ended_only", [True, False])
+@pytest.mark.parametrize(("of_task", "index"), [(True, OF_TASK), (False, OF_ALL)])
+def test_the_newest_come_from_an_index(
+    connection: psycopg.Connection, mode: str, ended_only: bool, of_task: bool, index: str
+) -> None:
+    statement = run_table.newest_statement(of_task=of_task, ended_only=ended_only)
+    found = explain(connection, mode, statement, {"task_key": "'task-7'", "limit": "100"})
+    assert [node["Node Type"] for node in found] == ["Limit", "Index Scan"]
+    assert found[1]["Index Name"] == index
+
+
+@pytest.mark.parametrize("mode", ["custom", "generic"])
+@pytest.mark.parametrize("keep_last", [0, 3])
+def test_a_batch_to_prune_comes_from_an_index(
+    connection: psycopg.Connection, mode: str, keep_last: int
+) -> None:
+    values = {
+        "cutoff": "now() - interval '20 days'",
+        "ended_at": "now() - interval '30 days'",
+        "seq": "5",
+        "size": "1000",
+        "keep_last": str(keep_last),
+    }
+    found = explain(connection, mode, pruning.prune_statement(keep_last), values)
+    assert "Seq Scan" not in {node["Node Type"] for node in found}
+    read = {node["Index Name"]: node for node in found if "Index Name" in node}
+    assert set(read) == {OF_ALL, "scheduler_runs_pkey", *([OF_TASK] if keep_last else [])}
+    # What was pruned or kept before is not looked at again.
+    place = "ROW(COALESCE(finished_at, started_at), seq) > ROW("
+    assert place in read[OF_ALL]["Index Cond"]
+    if keep_last:
+        assert place in read[OF_TASK]["Index Cond"]
