@@ -6,7 +6,8 @@ place and had seen it: what a caller's object showed, or what stood in the row o
 overwrites what he has not seen must leave it where `datahound-storage conflicts` shows it.
 
 Known and accepted: a call that never returned has taken effect or not, wholly; the change of one
-that died between commit and snapshot stays.
+that died between commit and snapshot stays. A call that is answered with False by the files, after
+an outage in the middle of it, may have taken effect in the database.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
         process, task = self._process(number), new_task(key, self.world.new)
         before = self.world.before(process, key)
         added = self.world.call(process, lambda p: p.add_task(task), fault)
-        if added is not False:
+        if added is not False or fault is not None:
             self.world.model.wrote(task, None, acknowledged=bool(added))
         if added:
             process.listed = [h for h in process.listed if h.task["task_id"] != key]
@@ -129,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         in_file = task["task_id"] in self.world.items()
         change(task, what, self.world.new)
         updated = self.world.call(process, lambda p: p.update_task(task), fault)
-        if updated is not False:
+        if updated is not False or fault is not None:
             self.world.model.wrote(task, held.seen, acknowledged=bool(updated))
         if updated:
             changed = tuple(name for name in BACK if task[name] != held.seen[name])
@@ -149,10 +149,10 @@ class Machine(RuleBasedStateMachine):
         process = self._process(number)
         before = self.world.before(process, key)
         deleted = self.world.call(process, lambda p: p.delete_task(key), fault)
-        if deleted is not False:
+        if deleted is not False or fault is not None:
             for stood in before():
                 self.world.model.deleted(stood.task, acknowledged=bool(deleted), sure=stood.is_sure)
-        else:
+        if deleted is False:
             self.world.law(not surely(before()), f"{key!r} is there, and was not deleted")
         process.drop(lambda held: held.task["task_id"] == key)
         if deleted is not None:
