@@ -24,7 +24,9 @@ class ConnectError(psycopg.OperationalError):
     """No connection could be made, so nothing was sent."""
 
 
-_AGAIN = (pg.SerializationFailure, pg.DeadlockDetected)
+# What a session says that a pooler gave to others meanwhile.
+_NOT_PREPARED = (pg.DuplicatePreparedStatement, pg.InvalidSqlStatementName)
+_AGAIN = (pg.SerializationFailure, pg.DeadlockDetected, *_NOT_PREPARED)
 _UPGRADE = "run `datahound-storage upgrade` (or `alembic upgrade head`)"
 
 # What the operator should do, by the class of the error. The first match counts.
@@ -52,6 +54,11 @@ _MENDS: tuple[tuple[type[psycopg.Error], str], ...] = (
 def is_transient(error: psycopg.Error) -> bool:
     """Whether the same statement can succeed when it is sent again on the same connection."""
     return isinstance(error, _AGAIN)
+
+
+def is_not_prepared(error: psycopg.Error) -> bool:
+    """Whether a prepared statement is not that of this session; nothing was done then."""
+    return isinstance(error, _NOT_PREPARED)
 
 
 def is_connection_lost(error: psycopg.Error) -> bool:

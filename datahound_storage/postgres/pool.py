@@ -23,6 +23,7 @@ from datahound_storage.postgres.connecting import Connector
 from datahound_storage.postgres.errors import (
     ConnectError,
     is_connection_lost,
+    is_not_prepared,
     is_transient,
     translate,
 )
@@ -134,6 +135,7 @@ class Database:
         self.place = describe_url(url)
         self.timeout = timeout
         self._echo = echo
+        self._prepares = True
         self._retired = False
         # How many connections broke: the server may have crashed, and counts transactions anew.
         self.losses = 0
@@ -180,6 +182,8 @@ class Database:
             )
         except (psycopg.OperationalError, OSError) as error:
             raise ConnectError(str(error)) from error
+        if not self._prepares:
+            connection.prepare_threshold = None
         connection.patience = self.timeout * _QUIET_SHARE
         connection.ask = self._ask
         if self._echo:
@@ -220,6 +224,10 @@ class Database:
                 with self._connection(deadline) as connection:
                     return Outcome(operation(connection), repeated)
             except psycopg.Error as error:
+                if self._prepares and is_not_prepared(error):
+                    # A pooler gives sessions that are not ours: no statement is prepared any more.
+                    self._prepares = False
+                    self.close()
                 lost = is_connection_lost(error)
                 if not (lost or is_transient(error)) or time.monotonic() + pause > last_retry:
                     raise translate(error, self.place) from error

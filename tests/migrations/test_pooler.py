@@ -16,11 +16,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from datahound_storage.errors import LockTimeoutError
+from datahound_storage.errors import DatabaseUnavailableError, LockTimeoutError
 from datahound_storage.migrations import SchemaState, status, upgrade
 from datahound_storage.migrations.lock import lock_key
+from tests.fix_persistence import MakePersistence, as_another
 from tests.migrations import support
 from tests.migrations.test_upgrade import BY_API, HOLDERS, start
+from tests.scheduler import make_task
 
 _PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 pytestmark = pytest.mark.skipif(
@@ -131,3 +133,24 @@ def test_the_lock_holds_through_a_pooler(pooled_url: str) -> None:
             upgrade(pooled_url, lock_wait=0.5)
         assert status(pooled_url).state is SchemaState.MISSING
     assert upgrade(pooled_url).state is SchemaState.CURRENT
+
+
+def test_a_search_path_in_the_url_is_refused_by_the_pooler_and_told(pooled_url: str) -> None:
+    """It would be the pooler's connection that has it; `ALTER ROLE ... SET search_path` does."""
+    with pytest.raises(DatabaseUnavailableError, match="startup parameter"):
+        upgrade(f"{pooled_url}?options=-csearch_path%3Delsewhere")
+
+
+def test_the_scheduler_by_way_of_a_pooler(
+    database_url: str, pooled_url: str, opened: MakePersistence, base: Path
+) -> None:
+    scheduler, ui = opened(base, url=pooled_url), opened(base, url=as_another(pooled_url, "ui"))
+    assert scheduler.add_task(make_task("a"))
+    for number in range(20):
+        for persistence in (scheduler, ui):
+            task = persistence.get_task("a")
+            task["name"] = f"name {number}"
+            assert persistence.update_task(task)
+            persistence.log_task_execution("a", True, f"run {number}")
+    assert {scheduler.health().store, ui.health().store} == {"database"}
+    assert support.value(database_url, "SELECT count(*) FROM scheduler_runs") == 40
