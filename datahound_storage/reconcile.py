@@ -42,7 +42,7 @@ class Base:
         self,
         tasks: Mapping[str, Hashes],
         previous: Mapping[str, Hashes | None] | None = None,
-        shown_since: Mapping[str, Collection[Hashes]] | None = None,
+        shown_since: Mapping[str, Collection[Hashes | None]] | None = None,
     ) -> None:
         self._tasks = tasks
         self._previous = previous or {}
@@ -74,7 +74,12 @@ class Base:
 
     def was_shown_since(self, key: str, half: int, digest: str) -> bool:
         """Whether the files have shown this half since, in a version the database may have."""
-        return any(same_half(v[half], digest) for v in self._shown_since.get(key, ()))
+        versions = self._shown_since.get(key, ())
+        return any(v is not None and same_half(v[half], digest) for v in versions)
+
+    def was_removed_since(self, key: str) -> bool:
+        """Whether the files have lacked the task since, as the database perhaps did as well."""
+        return None in self._shown_since.get(key, ())
 
     def may_lack(self, key: str) -> bool:
         """Whether the older of the two snapshots did not show the task yet."""
@@ -142,7 +147,7 @@ class Meeting:
                 plan.conflicts.append(_lost(key, "task", "database", version, "deleted there"))
                 plan.reports.append(f"task {key!r} was deleted in the database; it stays deleted")
                 return
-        elif self.base.knows(key):
+        elif self.base.knows(key) and not self.base.was_removed_since(key):
             operator = hashes_of(version.task)[OPERATOR]
             if self.base.had(key, OPERATOR, operator):
                 return  # deleted in the database; what the scheduler did does not revive it

@@ -179,10 +179,11 @@ class FileStore:
             sidecar.settle(self._paths.sidecar_file, found.signature)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             if getattr(self._redoing, "is_on", False):
-                self._note({key: text for key, text in texts.items() if before.get(key) != text})
+                changed = (key for key in before | texts if before.get(key) != texts.get(key))
+                self._note({key: texts.get(key) for key in changed})
             return True
 
-    def _note(self, texts: Texts) -> None:
+    def _note(self, texts: dict[str, str | None]) -> None:
         """After the snapshot: what it never showed must not be taken for deleted there."""
         try:
             sidecar.note_shown(self._paths.sidecar_file, texts)

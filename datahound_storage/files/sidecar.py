@@ -56,13 +56,14 @@ class SidecarHeader:
 class Sidecar:
     """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs.
 
-    `shown_since` are versions that the files showed after that, and which the database may have.
+    `shown_since` are versions that the files showed after that, and which the database may have;
+    None stands for a deletion that it may have done as well.
     """
 
     header: SidecarHeader
     tasks: dict[str, Hashes] = field(default_factory=dict)
     previous: dict[str, Hashes | None] = field(default_factory=dict)
-    shown_since: dict[str, list[Hashes]] = field(default_factory=dict)
+    shown_since: dict[str, list[Hashes | None]] = field(default_factory=dict)
 
     def settled(self, signature: tuple[int, int, int] | None) -> Sidecar:
         """Without `previous`, where the snapshot's inode tells which of the two was changed.
@@ -112,7 +113,7 @@ def encode(
     header: SidecarHeader,
     lines: Iterable[str],
     previous: dict[str, Hashes | None],
-    shown_since: dict[str, list[Hashes]] | None = None,
+    shown_since: dict[str, list[Hashes | None]] | None = None,
 ) -> bytes:
     """The bytes of a sidecar."""
     value = {"format": FORMAT, **header.__dict__, "previous": previous}
@@ -134,8 +135,8 @@ def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
         _rewrite(path, settled)
 
 
-def note_shown(path: Path, texts: Mapping[str, str]) -> None:
-    """Take down what the files show of some tasks that the database may show as well.
+def note_shown(path: Path, texts: Mapping[str, str | None]) -> None:
+    """Take down what the files show of some tasks that the database may show as well; None: gone.
 
     Callers hold the file lock, and have made the files show it. Raises FileStoreError.
     """
@@ -144,7 +145,7 @@ def note_shown(path: Path, texts: Mapping[str, str]) -> None:
         return
     shown = {key: [*known.shown_since.get(key, ())] for key in texts}
     for key, text in texts.items():
-        shown[key].append(hashes_of(decode(text)))
+        shown[key].append(None if text is None else hashes_of(decode(text)))
     _rewrite(path, replace(known, shown_since={**known.shown_since, **shown}))
 
 
@@ -168,7 +169,7 @@ def read(path: Path) -> Sidecar | None:
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
         previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
         since = {
-            key: [(str(a), str(b)) for a, b in shown]
+            key: [v and (str(v[0]), str(v[1])) for v in shown]
             for key, shown in value.pop("shown_since", {}).items()
         }
         return Sidecar(_header(value), tasks, previous, since)

@@ -209,6 +209,22 @@ def test_what_the_files_could_not_show_is_not_taken_for_deleted_there(
     assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b", "c"]
 
 
+def test_what_was_deleted_and_added_again_is_there(
+    opened: MakePersistence, base: Path, proxy: Proxy, migrated_url: str
+) -> None:
+    """The deletion is done on both sides, its answer got lost; then somebody takes it back."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    task = persistence.get_task("a")
+    proxy.lose_answer("DELETE", then=proxy.refuse)
+    assert persistence.delete_task("a")
+    assert persistence.add_task(task)
+    assert persistence.health().store == "files"
+    persistence.close()
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["b", "a"]
+
+
 @contextmanager
 def no_room_for_snapshots() -> Iterator[None]:
     """A disk that has room for a sidecar still, and for no snapshot."""
