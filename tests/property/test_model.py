@@ -116,9 +116,7 @@ class Machine(RuleBasedStateMachine):
             if fault is None:
                 self.world.read_back(process, task, BACK)
         elif added is False:
-            # What the files lacked of the acknowledged comes into them when they take over.
-            is_there = before() or key in self.world.items()
-            self.world.law(is_there, f"{key!r} is refused, and not there")
+            self.world.law(before(), f"{key!r} is refused, and not there")
 
     @rule(number=numbers, place=places, what=changes, fault=faults)
     def update(self, number: int, place: int, what: str, fault: Fault | None) -> None:

@@ -25,7 +25,7 @@ from datahound_storage.postgres.pool import Database
 from datahound_storage.runs import parse_line
 from datahound_storage.settings import Settings
 from datahound_storage.verify import compare
-from tests.property.faults import Crash, Effects, Fault, Server
+from tests.property.faults import DISK_FULL, Crash, Effects, Fault, Server
 from tests.property.model import Found, Lost, Model, Task, law
 from tests.scheduler import OldCode
 
@@ -77,6 +77,7 @@ class Process:
     # What its facade takes for listed, None before the first listing: a saved list that lacks such
     # a task deletes it.
     known: set[str] | None = None
+    files_may_lack: bool = False
 
     def end(self) -> None:
         """Close its sockets and forget what it held."""
@@ -199,6 +200,7 @@ class World:
         self.ready(process)
         assert process.facade is not None
         try:
+            process.files_may_lack |= fault is not None and fault.kind == DISK_FULL
             with self.effects.during(fault):
                 return do(process.facade)
         except Crash:
@@ -215,6 +217,9 @@ class World:
     def before(self, process: Process, key: str) -> Callable[[], list[Stood]]:
         """What the next call will have found of a task; to be asked after it, when it is known
         which store served. Where the database failed in the middle, either may have."""
+        if self.server.is_out and process.store == "database" and process.files_may_lack:
+            # What the files lack of the acknowledged comes into them when they take over.
+            self.call(process, lambda p: p.get_task(key), None)
         on_files = process.store == "files" or self.server.is_out
         row, item = self.row(key), self.items().get(key)
 
