@@ -15,11 +15,11 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
+from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.task_table import Tombstone
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reconcile import (
-    Base,
     Meeting,
     Plan,
     Version,

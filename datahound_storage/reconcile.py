@@ -7,19 +7,18 @@ reads or writes anything.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from datahound_storage.codec import Task, decode, encode_lenient, same
-from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import hashes_of, join_halves, same_half
+from datahound_storage.last_equal import OPERATOR, SCHEDULER, Base
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, columns_of, parse_time
 
 # A clock further ahead than this cannot be trusted to tell which change is newer.
 CLOCK_TOLERANCE = timedelta(minutes=5)
-OPERATOR, SCHEDULER = 0, 1
 HALF_NAMES = ("operator", "scheduler")
 
 
@@ -29,61 +28,6 @@ class Version(NamedTuple):
     text: str
     task: Task
     changed_at: datetime | None
-
-
-class Base:
-    """What both sides showed when they were last equal: for each task the hashes of its halves.
-
-    Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
-    `shown_since` are versions that the files showed later, and the database perhaps as well.
-    """
-
-    def __init__(
-        self,
-        tasks: Mapping[str, Hashes],
-        previous: Mapping[str, Hashes | None] | None = None,
-        shown_since: Mapping[str, Collection[Hashes | None]] | None = None,
-    ) -> None:
-        self._tasks = tasks
-        self._previous = previous or {}
-        self._shown_since = shown_since or {}
-
-    def was_reordered(self, files: Iterable[str]) -> bool:
-        """Whether tasks in the files were moved; new ones at the end move nothing."""
-        found = list(files)
-        kept = set(found)
-        known = [key for key in self._tasks if key in kept]
-        return found != [*known, *(key for key in found if key not in self._tasks)]
-
-    def knows(self, key: str) -> bool:
-        """Whether the task was there."""
-        return key in self._tasks or self._previous.get(key) is not None
-
-    def had_exactly(self, key: str, hashes: Hashes) -> bool:
-        """Whether the task was as it is now, stamp and status included."""
-        return hashes in (self._tasks.get(key), self._previous.get(key))
-
-    def had(self, key: str, half: int, digest: str) -> bool:
-        """Whether a half was as it is now."""
-        versions = (self._tasks.get(key), self._previous.get(key))
-        return any(v is not None and same_half(v[half], digest) for v in versions)
-
-    def was_in_files(self, key: str) -> bool:
-        """Whether the files have shown the task, then or since."""
-        return self.knows(key) or key in self._shown_since
-
-    def was_shown_since(self, key: str, half: int, digest: str) -> bool:
-        """Whether the files have shown this half since, in a version the database may have."""
-        versions = self._shown_since.get(key, ())
-        return any(v is not None and same_half(v[half], digest) for v in versions)
-
-    def was_removed_since(self, key: str) -> bool:
-        """Whether the files have lacked the task since, as the database perhaps did as well."""
-        return None in self._shown_since.get(key, ())
-
-    def may_lack(self, key: str) -> bool:
-        """Whether the older of the two snapshots did not show the task yet."""
-        return key in self._previous and self._previous[key] is None
 
 
 @dataclass
