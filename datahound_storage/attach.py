@@ -10,7 +10,7 @@ from enum import StrEnum
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DivergedError, SnapshotError
-from datahound_storage.files import sidecar, snapshot
+from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
@@ -79,7 +79,8 @@ def read_files(paths: StatePaths) -> FilesSide:
         snapshot.report_damage(paths.tasks_file, found)
         snapshot.set_aside(paths.tasks_file)
     known = sidecar.read(paths.sidecar_file)
-    return FilesSide(found, known and known.settled(found.signature))
+    unpublished = atomic.unpublished(paths.tasks_file)
+    return FilesSide(found, known and known.settled(found.signature, unpublished))
 
 
 class Keep(StrEnum):

@@ -66,6 +66,14 @@ def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def unpublished(path: Path) -> int | None:
+    """The inode of what a crash left between `prepare` and `publish`; None: nothing was left."""
+    try:
+        return os.lstat(_temporary(path)).st_ino
+    except OSError:
+        return None
+
+
 def publish(path: Path) -> None:
     """Rename what `prepare` wrote to `path`, durably. Raises FileStoreError."""
     try:

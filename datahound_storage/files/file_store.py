@@ -176,7 +176,8 @@ class FileStore:
                 sidecar.forget(self._paths.sidecar_file)
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
-            sidecar.settle(self._paths.sidecar_file, found.signature)
+            unpublished = atomic.unpublished(self._paths.tasks_file)
+            sidecar.settle(self._paths.sidecar_file, found.signature, unpublished)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             if getattr(self._redoing, "is_on", False):
                 changed = (key for key in before | texts if before.get(key) != texts.get(key))

@@ -65,16 +65,26 @@ class Sidecar:
     previous: dict[str, Hashes | None] = field(default_factory=dict)
     shown_since: dict[str, list[Hashes | None]] = field(default_factory=dict)
 
-    def settled(self, signature: tuple[int, int, int] | None) -> Sidecar:
+    def settled(self, signature: tuple[int, int, int] | None, unpublished: int | None) -> Sidecar:
         """Without `previous`, where the snapshot's inode tells which of the two was changed.
 
-        After a crash the old one stands beside this sidecar. Who then changes it has not seen what
-        the new one was to show.
+        After a crash the old one stands beside this sidecar, and the new one, `unpublished`, beside
+        both. Who then changes the old one has not seen what the new one was to show. Without the
+        new one the old one's inode is free, and any file can have it.
         """
         inode = signature[0] if signature is not None else None
-        if self.header.file is not None and inode == self.header.file[0]:
+        file, replaced = self.header.file, self.header.replaced
+        if file is not None and inode == file[0]:
             return replace(self, previous={})
-        if self.header.replaced is not None and inode == self.header.replaced[0]:
+        if (
+            file is not None
+            and replaced is not None
+            and (inode, unpublished)
+            == (
+                replaced[0],
+                file[0],
+            )
+        ):
             older = {**self.tasks, **self.previous}
             tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
             return replace(self, tasks=tasks, previous={})
@@ -122,7 +132,7 @@ def encode(
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
 
 
-def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
+def settle(path: Path, signature: tuple[int, int, int] | None, unpublished: int | None) -> None:
     """Write down which snapshot is about to be changed: its successor has another inode.
 
     Callers hold the file lock. Raises FileStoreError.
@@ -130,7 +140,7 @@ def settle(path: Path, signature: tuple[int, int, int] | None) -> None:
     known = read(path)
     if known is None or not known.previous:
         return
-    settled = known.settled(signature)
+    settled = known.settled(signature, unpublished)
     if settled is not known:
         _rewrite(path, settled)
 

@@ -223,6 +223,28 @@ def test_a_table_that_its_users_emptied_is_not_refilled(
         persistence.close()
 
 
+def test_an_editor_that_replaces_the_file_by_one_with_a_used_inode(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """The file system gives away the inode of the snapshot before the last change."""
+    persistence = opened(base, url=migrated_url)
+    path = persistence.tasks_file
+    persistence.add_task(make_task("a"))
+    freed = path.stat().st_ino
+    persistence.add_task(make_task("b"))
+    persistence.close()
+    content = json.dumps(OldCode(base).load()[:1], indent=2)
+    made = [path.with_name(f"made {number}") for number in range(50)]
+    for file in made:
+        file.write_text(content)
+    edited = [file for file in made if file.stat().st_ino == freed]
+    if not edited:
+        pytest.skip("this file system gives the inode to nobody")
+    edited[0].replace(path)
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["a"]
+
+
 def test_a_run_of_a_deleted_task_is_not_that_of_the_one_added_anew(
     opened: MakePersistence, base: Path, sql: Callable[..., list[Any]], migrated_url: str
 ) -> None:
