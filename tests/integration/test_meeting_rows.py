@@ -12,6 +12,8 @@ import psycopg
 import pytest
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.errors import FileStoreError
+from datahound_storage.files import atomic
 from datahound_storage.migrations import upgrade
 from tests.fault.fix_faults import impatient
 from tests.fault.proxy import Proxy
@@ -221,6 +223,25 @@ def test_a_table_that_its_users_emptied_is_not_refilled(
         persistence = opened(base, url=migrated_url)
         assert persistence.load_tasks() == OldCode(base).load() == []
         persistence.close()
+
+
+def test_what_is_added_anew_while_the_disk_is_full_stays(
+    opened: MakePersistence, base: Path, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call lets the sides meet again, against what the files still say."""
+    persistence = opened(base, url=migrated_url)
+    persistence.save_tasks([make_task("b"), make_task("a")])
+    drop_from_file(base)
+
+    def full(path: Path, *_: Any) -> Any:
+        raise FileStoreError(f"cannot write {path}: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "prepare", full)
+        assert [task["task_id"] for task in persistence.load_tasks()] == ["b"]
+        assert persistence.add_task(make_task("a"))
+        assert persistence.get_task("a") == make_task("a")
+    assert persistence.load_tasks() == OldCode(base).load() == [make_task("b"), make_task("a")]
 
 
 def test_an_editor_that_replaces_the_file_by_one_with_a_used_inode(
