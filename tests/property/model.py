@@ -50,6 +50,7 @@ class Write:
     acknowledged: bool
     life: object = None
     is_sure: bool = True
+    took_effect: bool = False
     replaced_by: list[Write] = field(default_factory=list)
 
 
@@ -131,9 +132,15 @@ class Model:
         if seen is not None and seen[name] is not None:
             self.writes[Value(key, name, seen[name])].replaced_by.append(write)
 
-    def deleted(self, seen: Task, *, acknowledged: bool, sure: bool = True) -> None:
-        """A task was deleted where it showed `seen`; not `sure`: there, or on the other side."""
-        deletion = Write(None, acknowledged, is_sure=sure)
+    def deleted(
+        self, seen: Task, *, acknowledged: bool, sure: bool = True, took_effect: bool = False
+    ) -> None:
+        """A task was deleted where it showed `seen`; not `sure`: there, or on the other side.
+
+        `took_effect`: seen to be gone there, though nobody was told. If the other side edits it
+        then, that version comes back, and not the one that was deleted.
+        """
+        deletion = Write(None, acknowledged, is_sure=sure, took_effect=took_effect)
         self.counts[seen["task_id"]].lives += 1
         for name in (*OPERATOR, *SCHEDULER):
             self._replace(seen["task_id"], name, seen, deletion)
@@ -224,7 +231,8 @@ def _is_kept(write: Write, found: Found) -> bool:
 def _is_kept_by(later: Write, write: Write, found: Found) -> bool:
     if later.value is None and write.value is not None:
         # Where the answer got lost: has the task, in the life that it had then, gone?
-        return later.acknowledged or found.life(write.value.task_key) != write.life
+        is_done = later.acknowledged or later.took_effect
+        return is_done or found.life(write.value.task_key) != write.life
     return _is_kept(later, found)
 
 

@@ -147,11 +147,14 @@ class Machine(RuleBasedStateMachine):
     @rule(number=numbers, key=keys, fault=faults)
     def delete(self, number: int, key: str, fault: Fault | None) -> None:
         process = self._process(number)
-        before = self.world.before(process, key)
+        before, had_row = self.world.before(process, key), self.world.row(key) is not None
         deleted = self.world.call(process, lambda p: p.delete_task(key), fault)
         if deleted is not False or fault is not None:
+            gone = had_row and self.world.has_lost_row(key)
             for stood in before():
-                self.world.model.deleted(stood.task, acknowledged=bool(deleted), sure=stood.is_sure)
+                self.world.model.deleted(
+                    stood.task, acknowledged=bool(deleted), sure=stood.is_sure, took_effect=gone
+                )
         if deleted is False:
             self.world.law(not surely(before()), f"{key!r} is there, and was not deleted")
         process.drop(lambda held: held.task["task_id"] == key)
@@ -169,6 +172,7 @@ class Machine(RuleBasedStateMachine):
         stood = {h.task["task_id"]: self.world.before(process, h.task["task_id"]) for h in listed}
         missing = (process.known or set()) - stood.keys()
         dropped = [self.world.before(process, key) for key in missing]
+        had_row = {key for key in missing if self.world.row(key) is not None}
         if listed:
             change(listed[place % len(listed)].task, what, self.world.new)
         saved = self.world.call(process, lambda p: p.save_tasks([h.task for h in listed]), fault)
@@ -179,7 +183,11 @@ class Machine(RuleBasedStateMachine):
                 self.world.model.wrote(held.task, held.seen, acknowledged=stored)
             held.seen = dict(held.task)
         for gone in itertools.chain.from_iterable(before() for before in dropped):
-            self.world.model.deleted(gone.task, acknowledged=bool(saved), sure=gone.is_sure)
+            key = gone.task["task_id"]
+            is_gone = key in had_row and self.world.has_lost_row(key)
+            self.world.model.deleted(
+                gone.task, acknowledged=bool(saved), sure=gone.is_sure, took_effect=is_gone
+            )
         if saved:
             process.has_listed(stood)
         process.drop(lambda held: held.task["task_id"] == drop or not saved)

@@ -164,6 +164,10 @@ class World:
         stored = None if self.server.is_out else self._dal.fetch_task(key)
         return None if stored is None else decode(stored.text)
 
+    def has_lost_row(self, key: str) -> bool:
+        """Whether a task is seen to be no more in the database."""
+        return not self.server.is_out and self.row(key) is None
+
     def items(self) -> dict[str, dict[str, Any]]:
         """The tasks of the snapshot."""
         if not self.paths.tasks_file.exists():
