@@ -260,6 +260,7 @@ class SnapshotBackup:
         )
         hashes = self._view.hashes()
         lines = self._view.sidecar_lines()
+        before = sidecar.content(self._paths.sidecar_file)
         try:
             atomic.replace(
                 self._paths.sidecar_file, sidecar.encode(header, lines, self._previous(hashes))
@@ -268,11 +269,20 @@ class SnapshotBackup:
             atomic.discard(self._paths.tasks_file)
             raise
         self._refused = True
-        atomic.publish(self._paths.tasks_file)
+        self._publish(made, before)
         self._adopted = self._refused = False
         self._header, self._shown, self._signature = header, hashes, made
         self._pending = {}
         self.written_at = time.time()
+
+    def _publish(self, made: atomic.Signature, before: bytes | None) -> None:
+        """Rename the snapshot; where the disk refuses, the sidecar tells of the old one again."""
+        try:
+            atomic.publish(self._paths.tasks_file)
+        except FileStoreError:
+            if before is not None and atomic.signature(self._paths.tasks_file) != made:
+                atomic.replace(self._paths.sidecar_file, before)
+            raise
 
     def _previous(self, hashes: dict[str, Hashes]) -> dict[str, Hashes | None]:
         """What the snapshot that is about to be replaced shows, where it differs."""

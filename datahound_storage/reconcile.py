@@ -125,22 +125,22 @@ class Meeting:
             )
             return
         plan.delete.append(key)
-        if (reason := self._doubt(base, key)) is not None:
+        if (reason := self._doubt(base, key, operator)) is not None:
             plan.conflicts.append(_lost(key, "task", "files", version, reason))
             plan.reports.append(
                 f"task {key!r} was deleted, as it is missing from the files; its last version "
                 "is kept in scheduler_conflicts"
             )
 
-    def _doubt(self, base: Base, key: str) -> str | None:
+    def _doubt(self, base: Base, key: str, operator: str) -> str | None:
         """Why a deletion in the files may not have been meant, None where there is no such doubt.
 
         It is carried out all the same, as nearly always somebody did mean it. The text is kept.
         """
         if base.may_lack(key):  # after a crash between sidecar and snapshot
             return "missing from the files, which may not have shown it yet"
-        if not base.knows(key):
-            return "missing from the files, which had it after an outage"
+        if not base.had(key, OPERATOR, operator):  # it rests on a note: others may do the same
+            return "missing from the files, which had it like this after an outage"
         if len(self.database) == 1 or any(base.knows(known) for known in self.files):
             return None
         # Old code takes a file that it cannot read for an empty one, and writes that back.
@@ -193,7 +193,16 @@ class Meeting:
             if base.had(key, half, in_database):
                 return True
         if base is not None and base.was_shown_since(key, half, in_database):
-            return True  # the files showed it as well, before they were changed to what they are
+            # The files showed it as well, before they were changed to what they are; or somebody
+            # made the same change in the database, which never got ours.
+            if half == OPERATOR:
+                reason = "changed in the files, which had shown this version after an outage"
+                plan.conflicts.append(_lost(key, HALF_NAMES[half], "files", database, reason))
+                plan.reports.append(
+                    f"task {key!r}: the operator's half of the files was kept, which came after "
+                    "what the database has; that is in scheduler_conflicts"
+                )
+            return True
         wins = _is_newer(files.changed_at, database.changed_at, self.now)
         kept, lost = ("files", database) if wins else ("database", files)
         reason = "changed on both sides; the newer change was kept"

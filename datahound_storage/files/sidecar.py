@@ -164,16 +164,23 @@ def _rewrite(path: Path, known: Sidecar) -> None:
     atomic.replace(path, encode(known.header, lines, known.previous, known.shown_since))
 
 
-def read(path: Path) -> Sidecar | None:
-    """The sidecar, None where there is none or it cannot be understood. Raises FileStoreError."""
+def content(path: Path) -> bytes | None:
+    """The bytes of the sidecar, None where there is none. Raises FileStoreError."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise cannot("read", path, error) from error
+
+
+def read(path: Path) -> Sidecar | None:
+    """The sidecar, None where there is none or it cannot be understood. Raises FileStoreError."""
+    found = content(path)
+    if found is None:
+        return None
     try:
-        value = orjson.loads(content)
+        value = orjson.loads(found)
         if value.pop("format") != FORMAT:
             return None
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}

@@ -189,7 +189,66 @@ def test_what_is_done_in_the_files_after_it_wins(
     found = persistence.get_task(key)
     assert found is not None
     assert found["name"] == "later"
-    check_no_conflict(migrated_url)
+    # Somebody else may have made the same change there: it is kept.
+    with psycopg.connect(migrated_url) as connection:
+        kept = connection.execute("SELECT task_key, half, kept FROM scheduler_conflicts").fetchall()
+    assert kept == [(key, "operator", "files")]
+
+
+def test_the_same_change_of_another_is_kept(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """Noted, though the database never got it; then somebody else makes the very same change."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    proxy.refuse()
+    proxy.drop()
+    assert persistence.update_task(secret_task("a", status="paused"))
+    assert persistence.health().store == "files"
+    assert elsewhere.update_task({**elsewhere.get_task("a"), "status": "paused"})
+    assert persistence.delete_task("a")
+    assert persistence.get_task("a") is None
+    for one in (persistence, elsewhere):
+        one.close()
+    persistence = opened(base, url=migrated_url)
+    assert persistence.get_task("a") is None
+    with psycopg.connect(migrated_url) as connection:
+        kept = connection.execute("SELECT task_key, half FROM scheduler_conflicts").fetchall()
+    assert ("a", "task") in kept
+
+
+def test_a_snapshot_that_could_not_be_renamed_deletes_nothing(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """The sidecar was written, the disk refuses the snapshot's name; then the files go on."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    with no_name_for_snapshots():
+        assert persistence.add_task(secret_task("c"))
+    proxy.refuse()
+    proxy.drop()
+    assert persistence.add_task(secret_task("d"))
+    assert persistence.health().store == "files"
+    persistence.close()
+    persistence = opened(base, url=migrated_url)
+    assert {task["task_id"] for task in persistence.load_tasks()} == {"a", "b", "c", "d"}
+
+
+@contextmanager
+def no_name_for_snapshots() -> Iterator[None]:
+    """A disk that refuses to rename a file over the snapshot."""
+    really_publish = atomic.publish
+
+    def publish(path: Path) -> None:
+        if path.name == "scheduled_tasks.json":
+            atomic.discard(path)
+            raise FileStoreError("cannot replace the snapshot: device or resource busy")
+        really_publish(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "publish", publish)
+        yield
 
 
 def test_what_the_files_could_not_show_is_not_taken_for_deleted_there(
