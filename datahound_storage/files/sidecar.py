@@ -76,15 +76,8 @@ class Sidecar:
         file, replaced = self.header.file, self.header.replaced
         if file is not None and inode == file[0]:
             return replace(self, previous={})
-        if (
-            file is not None
-            and replaced is not None
-            and (inode, unpublished)
-            == (
-                replaced[0],
-                file[0],
-            )
-        ):
+        is_older = replaced is not None and inode == replaced[0]
+        if is_older and file is not None and unpublished == file[0]:
             older = {**self.tasks, **self.previous}
             tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
             return replace(self, tasks=tasks, previous={})
