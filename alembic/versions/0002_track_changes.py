@@ -401,13 +401,20 @@ END
 $finish$
 """
 
-# Not RESET: a script that is printed has set it for all that follows.
-_KEEP_LOCK_TIMEOUT = """
-SELECT set_config('datahound_storage.lock_timeout', current_setting('lock_timeout'), false)
-"""
-_RESTORE_LOCK_TIMEOUT = """
-SELECT set_config('lock_timeout', current_setting('datahound_storage.lock_timeout'), false)
-"""
+# An index waits for older transactions, while nobody waits for it: so it may take longer than a
+# lock, yet not for ever. A script that is printed says so itself, and not by RESET, as it has set a
+# timeout for all that follows. Else `environment.py` does, which knows whether the session is ours.
+_WAIT_LONGER = (
+    """
+    SELECT set_config('datahound_storage.lock_timeout', current_setting('lock_timeout'), false)
+    """,
+    "SET lock_timeout = '60s'",
+)
+_WAIT_AS_BEFORE = (
+    """
+    SELECT set_config('lock_timeout', current_setting('datahound_storage.lock_timeout'), false)
+    """,
+)
 
 
 def upgrade() -> None:
@@ -415,16 +422,12 @@ def upgrade() -> None:
         op.execute(statement)
     for statement in (*_TASKS, *_TASK_TRIGGERS, *_RUNS):
         op.execute(statement)
+    concurrent: tuple[str, ...] = (_NUMBER_RUNS, *_RUN_INDEXES)
+    if op.get_context().as_sql:
+        concurrent = (*_WAIT_LONGER, *concurrent, *_WAIT_AS_BEFORE)
     with op.get_context().autocommit_block():
-        # Outside of a transaction there is no SET LOCAL. An index waits for older transactions,
-        # while nobody waits for it: so it may take longer, yet not for ever.
-        op.execute(_KEEP_LOCK_TIMEOUT)
-        op.execute("SET lock_timeout = '60s'")
-        try:
-            for statement in (_NUMBER_RUNS, *_RUN_INDEXES):
-                op.execute(statement)
-        finally:
-            op.execute(_RESTORE_LOCK_TIMEOUT)
+        for statement in concurrent:
+            op.execute(statement)
     for statement in (*_LOCK_TABLES, _FINISH_RUNS):
         op.execute(statement)
 

@@ -8,8 +8,9 @@ we wait, and what is committed stays. Offline (`--sql`) the statements are print
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -39,6 +40,10 @@ from datahound_storage.settings import (
 # application gives up after five seconds.
 LOCK_TIMEOUT = "2s"
 STATEMENT_TIMEOUT = "30min"
+# Outside of a transaction, where others do not wait for what waits for them.
+LOCK_TIMEOUT_ALONE = "60s"
+# By way of a pooler there are no timeouts outside of a transaction, so we watch the time: seconds.
+POOLED_TIMEOUT = 1800.0
 _PAUSE = 1.0
 
 
@@ -79,7 +84,8 @@ def _run_online() -> None:
     deadline = time.monotonic() + wait
     lock = UpgradeLock(lambda: driver_connection(engine), wait)
     with _explained(place, None), lock, _explained(place, lock):
-        while not _migrate(target, lock, deadline):
+        bounds = partial(_begin, lock=lock, ours=url is not None and not lock.pooled)
+        while not _migrate(target, lock, bounds, deadline):
             time.sleep(_PAUSE)
 
 
@@ -111,11 +117,18 @@ def _explained(place: str, lock: UpgradeLock | None) -> Iterator[None]:
         raise explain(inner, place, lock) from error
 
 
-def _migrate(target: Engine | Connection, lock: UpgradeLock, deadline: float) -> bool:
+def _migrate(
+    target: Engine | Connection, lock: UpgradeLock, bounds: Callable[..., None], deadline: float
+) -> bool:
     """One attempt. False: a table was in use, and there is time for another one."""
+    opened = target.connect() if isinstance(target, Engine) else nullcontext(target)
     try:
-        with target.connect() if isinstance(target, Engine) else nullcontext(target) as connection:
-            _apply(connection, lock)
+        with opened as connection, _cancelled_in_time(connection, lock):
+            event.listen(connection, "begin", bounds)
+            try:
+                _apply(connection, lock)
+            finally:
+                event.remove(connection, "begin", bounds)
     except SQLAlchemyError as error:
         if is_busy(error) and time.monotonic() < deadline:
             return False
@@ -123,11 +136,21 @@ def _migrate(target: Engine | Connection, lock: UpgradeLock, deadline: float) ->
     return True
 
 
+@contextmanager
+def _cancelled_in_time(connection: Connection, lock: UpgradeLock) -> Iterator[None]:
+    driver: Any = connection.connection.driver_connection
+    timer = threading.Timer(POOLED_TIMEOUT, driver.cancel_safe)
+    if lock.pooled:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _apply(connection: Connection, lock: UpgradeLock) -> None:
     # Nothing may be executed on the connection before `configure`: Alembic would take the
     # transaction that begins for somebody else's, and commit nothing.
-    bounded = partial(_begin, schema=lock.schema)
-    event.listen(connection, "begin", bounded)
     context.configure(
         connection=connection,
         version_table=VERSION_TABLE,
@@ -147,17 +170,18 @@ def _apply(connection: Connection, lock: UpgradeLock) -> None:
             raise SchemaError(newer.message) from error
         # A release that was rolled back runs its upgrade again: there is nothing to do.
         _tell(newer.message)
-    finally:
-        event.remove(connection, "begin", bounded)
 
 
-def _begin(connection: Connection, schema: str) -> None:
+def _begin(connection: Connection, lock: UpgradeLock, ours: bool) -> None:
     driver: Any = connection.connection.driver_connection
     if not driver.autocommit:
         # A DROP must not find a table of the same name further on in the search path.
-        driver.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
+        driver.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(lock.schema)))
         driver.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         driver.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+    elif ours:
+        driver.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_ALONE}'")
+        driver.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
 
 
 def _applied(lock: UpgradeLock, step: Any, **_: Any) -> None:

@@ -25,6 +25,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 # An idle transaction is what this connection is for: no limit may end it.
 _UNBOUNDED = "SET LOCAL idle_in_transaction_session_timeout = 0"
 _UNBOUNDED_SINCE_17 = "SET LOCAL transaction_timeout = 0"
+_IDENTITY = """
+SELECT current_schema(), current_user, has_schema_privilege(current_schema(), 'CREATE'),
+       pg_backend_pid()
+"""
 
 
 def lock_key(schema: str) -> int:
@@ -37,12 +41,13 @@ class UpgradeLock:
     """Held from `with` on; `connect` makes its connection, `wait` bounds the waiting in seconds.
 
     `schema` is the one in which tables are made, `role` the user, `may_create` whether that user
-    may make tables there.
+    may make tables there, `pooled` whether a pooler stands in between, whose sessions are not ours.
     """
 
     schema: str
     role: str
     may_create: bool
+    pooled: bool
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], wait: float) -> None:
         self._connect = connect
@@ -82,11 +87,12 @@ class UpgradeLock:
             ) from error
 
     def _identify(self) -> None:
-        query = "SELECT current_schema(), current_user, has_schema_privilege(current_schema(), %s)"
         with self._connection.cursor(row_factory=tuple_row) as cursor:
-            row = cast("tuple[Any, ...]", cursor.execute(query, ["CREATE"]).fetchone())
+            row = cast("tuple[Any, ...]", cursor.execute(_IDENTITY).fetchone())
         self._connection.rollback()
-        schema, self.role, may_create = row
+        schema, self.role, may_create, server_process = row
+        # A pooler makes up the number that it tells its clients.
+        self.pooled = server_process != self._connection.info.backend_pid
         if schema is None:
             raise SchemaError(
                 "the search path names no schema that exists: create the schema, or correct "

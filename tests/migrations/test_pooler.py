@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from datahound_storage.errors import DatabaseUnavailableError, LockTimeoutError
-from datahound_storage.migrations import SchemaState, status, upgrade
+from datahound_storage.errors import DatabaseUnavailableError, LockTimeoutError, SchemaError
+from datahound_storage.migrations import SchemaState, environment, status, upgrade
 from datahound_storage.migrations.lock import lock_key
 from tests.fix_persistence import MakePersistence, as_another
 from tests.migrations import support
@@ -40,6 +40,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = {pool_size}
+server_round_robin = 1
 max_client_conn = 100
 ignore_startup_parameters = extra_float_digits
 """
@@ -104,8 +105,8 @@ def test_eight_processes_by_way_of_a_pooler(database_url: str, pooled_url: str) 
     sample = {"DATAHOUND_DATA_DIR": str(support.ROOT / "examples" / "data")}
     commands = [("-m", "alembic", "upgrade", "head"), ("-c", BY_API, pooled_url)] * 4
     processes = [start(pooled_url, *command, **sample) for command in commands]
-    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
-    assert [code for _, code in ends] == [0] * 8, ends
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for *_, code in ends] == [0] * 8, ends
     assert status(database_url).state is SchemaState.CURRENT
     assert support.value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40
     assert support.query(database_url, HOLDERS) == []
@@ -124,6 +125,26 @@ def settings_left(pooled_url: str) -> set[tuple[str, ...]]:
             connection = held.enter_context(psycopg.connect(pooled_url))
             found |= set(connection.execute(_LEFT).fetchall())
     return found
+
+
+def test_no_transaction_needs_the_session_of_another(database_url: str, pooled_url: str) -> None:
+    support.query(database_url, support.LEGACY.encode())
+    before = settings_left(pooled_url)  # now the pooler has sessions to go round with
+    assert upgrade(pooled_url).state is SchemaState.CURRENT
+    assert settings_left(pooled_url) == before
+
+
+def test_an_index_does_not_wait_for_ever(
+    database_url: str, pooled_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade(database_url, "0001")
+    monkeypatch.setattr(environment, "POOLED_TIMEOUT", 1.0)
+    with psycopg.connect(database_url) as old:
+        old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        old.execute("SELECT 1")
+        with pytest.raises(SchemaError, match="QueryCanceled"):
+            upgrade(pooled_url)
+    assert upgrade(pooled_url).state is SchemaState.CURRENT
 
 
 def test_the_lock_holds_through_a_pooler(pooled_url: str) -> None:

@@ -23,7 +23,7 @@ from datahound_storage.errors import (
     SchemaError,
     SnapshotError,
 )
-from datahound_storage.migrations import SchemaState, inspect, status, upgrade
+from datahound_storage.migrations import SchemaState, environment, inspect, status, upgrade
 from datahound_storage.migrations.lock import lock_key
 from datahound_storage.migrations.state import revisions
 from tests.migrations import support
@@ -377,6 +377,38 @@ def test_the_statement_timeout_of_migrations_is_not_that_of_the_role(database_ur
         time.sleep(0.5)  # longer than the database's own limit, shorter than that for locks
         connection.rollback()
         assert waiting.result(30).found == "0001"
+
+
+@pytest.fixture
+def old(database_url: str) -> Iterator[psycopg.Connection]:
+    """A transaction for whose end an index has to wait."""
+    upgrade(database_url, "0001")
+    with psycopg.connect(database_url) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("SELECT 1")
+        yield connection
+
+
+def test_an_index_does_not_wait_for_ever(
+    database_url: str, old: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "LOCK_TIMEOUT_ALONE", "100ms")
+    with pytest.raises(LockTimeoutError, match="end it"):
+        upgrade(database_url, lock_wait=0.0)
+    old.rollback()
+    assert upgrade(database_url).state is SchemaState.CURRENT
+
+
+def test_an_index_may_wait_longer_than_the_role(database_url: str, old: psycopg.Connection) -> None:
+    name = value(database_url, "SELECT current_database()")
+    for limit in ("statement_timeout", "lock_timeout"):
+        query(database_url, f'ALTER DATABASE "{name}" SET {limit} = 200')
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(upgrade, database_url)
+        wait_for(database_url, "SELECT pid FROM pg_stat_activity WHERE query ~ 'CONCURRENTLY'"
+                 " AND wait_event_type = 'Lock' AND now() - query_start > '0.5 s'")  # fmt: skip
+        old.rollback()
+        assert waiting.result(30).state is SchemaState.CURRENT
 
 
 def test_threads_on_their_own_databases(server: TestServer) -> None:
