@@ -23,7 +23,8 @@ from datahound_storage.errors import (
 from datahound_storage.mapping import prepare, record_of, run_record
 from datahound_storage.postgres import changes, run_table, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState
-from datahound_storage.postgres.pool import Database, DeadlineConnection
+from datahound_storage.postgres.deadline import DeadlineConnection
+from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
@@ -106,7 +107,7 @@ class StorageDAL:
         outcome = self.database.run(lambda c: task_table.insert(c, row))
         if outcome.result is None and outcome.repeated:
             # The attempt whose answer got lost may be what stands in the way of the second one.
-            outcome = self.database.run(lambda c: task_table.inserted(c, row))
+            outcome = self.database.run(lambda c: task_table.inserted(c, row), repeated=True)
         return outcome.result
 
     def change_task(
@@ -122,7 +123,7 @@ class StorageDAL:
         `known` saves reading it, if it is still current; otherwise it is read again, and `change`
         called again.
         """
-        stored = known or self.fetch_task(task_key)
+        stored, repeated = known or self.fetch_task(task_key), False
         for _ in range(_MAX_RACES):
             if stored is None:
                 return None
@@ -135,11 +136,12 @@ class StorageDAL:
                 timezone=timezone,
                 conflicts=wanted.conflicts,
             )
-            outcome = self.database.run(statement)
+            outcome = self.database.run(statement, repeated=repeated)
             if outcome.result is not None:
                 return outcome.result
-            stored = self.fetch_task(task_key)
-            if outcome.repeated and stored is not None and stored.text == wanted.prepared.text:
+            repeated = outcome.repeated
+            stored = self.fetch_task(task_key, repeated=repeated)
+            if repeated and stored is not None and stored.text == wanted.prepared.text:
                 # The attempt whose answer got lost has done it.
                 return Written(stored.stamp, stored.position)
         raise LockTimeoutError(f"task {task_key[:80]!r} is changed by others without a pause.")
@@ -148,12 +150,12 @@ class StorageDAL:
         """Delete a task; return the transaction's stamp, None if there was none."""
         outcome = self.database.run(lambda c: task_table.delete(c, task_key))
         if outcome.result is None and outcome.repeated:
-            outcome = self.database.run(lambda c: task_table.deleted(c, task_key))
+            outcome = self.database.run(lambda c: task_table.deleted(c, task_key), repeated=True)
         return outcome.result
 
-    def fetch_task(self, task_key: str) -> StoredTask | None:
-        """A task's text and stamp, None if there is none."""
-        return self.database.run(lambda c: task_table.fetch(c, task_key)).result
+    def fetch_task(self, task_key: str, *, repeated: bool = False) -> StoredTask | None:
+        """A task's text and stamp, None if there is none. `repeated`: see `Database.run`."""
+        return self.database.run(lambda c: task_table.fetch(c, task_key), repeated=repeated).result
 
     def change_all(
         self, decide: Callable[[Changes], BulkChange], patience: float | None = None

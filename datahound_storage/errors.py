@@ -48,7 +48,14 @@ class PruneRunningError(LockTimeoutError):
 
 
 class DatabaseError(StorageError):
-    """The database could not serve; the process can go on with the files."""
+    """The database could not serve; the process can go on with the files.
+
+    `outcome_unknown`: the change may have been done all the same, as its answer got lost.
+    """
+
+    def __init__(self, message: str, *, outcome_unknown: bool = False) -> None:
+        super().__init__(message)
+        self.outcome_unknown = outcome_unknown
 
 
 class DatabaseUnavailableError(DatabaseError):

@@ -127,14 +127,13 @@ class StoreSwitch:
         `committed` is the answer where the database has done it but failed before the snapshot
         showed it: then the files follow by themselves.
         """
-        tried = False
+        may_be_done = False
         while True:
             store = self._database
             try:
                 if store is None:
                     self._prepare_files()
-                    # An attempt whose answer got lost may have been committed.
-                    with self._files.redoing() if tried else nullcontext():
+                    with self._files.redoing() if may_be_done else nullcontext():
                         result = operation(self._files)
                 else:
                     result = operation(store)
@@ -145,7 +144,7 @@ class StoreSwitch:
                 result = committed
             except DatabaseError as error:
                 self._fall_back(store, error)
-                tried = True
+                may_be_done = error.outcome_unknown
                 continue
             if store is not None and self._database is None:
                 # Fallen back meanwhile. The answer stands; what the files lack the next call does.

@@ -10,7 +10,8 @@ from psycopg import errors as pg
 
 from datahound_storage.errors import InvalidArgumentError, PruneRunningError, StorageError
 from datahound_storage.postgres import pruning
-from datahound_storage.postgres.pool import Database, DeadlineConnection
+from datahound_storage.postgres.deadline import DeadlineConnection
+from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.pruning import Batch, Connection, Place
 from datahound_storage.reporting import Reporter
 

@@ -21,7 +21,7 @@ from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.migrations import SchemaStatus
 from datahound_storage.postgres.changes import Changes
-from datahound_storage.postgres.pool import DeadlineConnection
+from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.runs import HistoryEntry
 from datahound_storage.settings import Settings, describe_url

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from datahound_storage.errors import SchemaError
-from datahound_storage.postgres.pool import DeadlineConnection
+from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
 from datahound_storage.postgres.watermark import Watermark
 

@@ -70,8 +70,26 @@ def is_connection_lost(error: psycopg.Error) -> bool:
     )
 
 
-def translate(error: psycopg.Error, place: str) -> StorageError:
+def may_have_been_done(error: psycopg.Error) -> bool:
+    """Whether the statement may have taken effect, though it was not answered."""
+    if isinstance(error, ConnectError):
+        return False
+    if isinstance(error, pg.AdminShutdown | pg.IdleSessionTimeout):
+        # A server that ends a session says so before the commit or, to the next statement, after
+        # it: what was sent is not done. A pooler uses the code too, and names no function.
+        return error.diag.source_function != "ProcessInterrupts"
+    return is_connection_lost(error) or isinstance(error, pg.StatementCompletionUnknown)
+
+
+def translate(error: psycopg.Error, place: str, outcome_unknown: bool = False) -> StorageError:
     """The error to raise instead of a driver's. `place` names the database without secrets."""
+    told = _told(error, place)
+    if isinstance(told, DatabaseError):
+        told.outcome_unknown = outcome_unknown
+    return told
+
+
+def _told(error: psycopg.Error, place: str) -> StorageError:
     if isinstance(error, pg.UniqueViolation):
         return DuplicateTaskError("a task with this task_id exists already.")
     if isinstance(error, pg.UndefinedTable | pg.UndefinedColumn | pg.UndefinedFunction):

@@ -12,7 +12,6 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -20,11 +19,13 @@ from sqlalchemy.pool import QueuePool
 
 from datahound_storage.errors import DatabaseUnavailableError
 from datahound_storage.postgres.connecting import Connector
+from datahound_storage.postgres.deadline import DeadlineConnection, no_answer
 from datahound_storage.postgres.errors import (
     ConnectError,
     is_connection_lost,
     is_not_prepared,
     is_transient,
+    may_have_been_done,
     translate,
 )
 from datahound_storage.reporting import Reporter
@@ -35,77 +36,11 @@ log = Reporter("datahound_storage.sql")
 T = TypeVar("T")
 POOL_SIZE = 5
 POOL_OVERFLOW = 20
-# Bulk work (import, save of thousands, prune) is bounded by progress: how long a server that
-# answers others may be busy without a word.
-BULK_STALL = 60.0
 _CONNECT_SHARE = 0.6
 _RETRY_SHARE = 0.5
 _QUIET_SHARE = 0.4
 _IN_LOCK = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
 _FIRST_PAUSE = 0.05
-
-
-class DeadlineConnection(psycopg.Connection[Any]):
-    """A connection that gives up waiting at a deadline.
-
-    Neither a statement timeout nor keepalives fire when the server's process is frozen while its
-    kernel still answers: only the client's own clock does. After it, the connection is closed.
-    """
-
-    deadline: float | None = None
-    cluster: str | None = None
-    # Where there is no deadline: after so many quiet seconds ask whether to wait on. It gets the
-    # session's process id and the quiet seconds so far, and raises where that is no use.
-    patience: float = BULK_STALL
-    ask: Callable[[int, float], None] | None = None
-
-    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """Wait for the server, at most until the deadline; without one, while it makes progress."""
-        try:
-            if self.deadline is None:
-                return super().wait(self._watched(gen), interval, timeout)
-            allowed = max(self.deadline - time.monotonic(), 0.0)
-            timeout = allowed if timeout is None else min(allowed, timeout)
-            return super().wait(gen, interval, timeout)
-        except pg._WaitTimeout:
-            self.pgconn.finish()
-            raise no_answer() from None
-        except OSError as error:
-            # The waiting itself failed; a statement that may still run makes this one unusable.
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"cannot wait for an answer: {error.strerror}") from None
-
-    def _watched(self, gen: PQGen[T]) -> PQGen[T]:
-        """Do what `gen` does, and give up where the server is frozen."""
-        heard = asked = time.monotonic()
-        ready = None
-        while True:
-            try:
-                wanted = next(gen) if ready is None else gen.send(ready)
-            except StopIteration as done:
-                return cast("T", done.value)
-            ready = yield wanted
-            now = time.monotonic()
-            if ready:
-                heard = asked = now
-            elif now - asked > self.patience:
-                self._ask(now - heard)
-                asked = time.monotonic()
-
-    def _ask(self, quiet: float) -> None:
-        try:
-            if quiet > BULK_STALL:
-                raise no_answer()
-            if self.ask is not None:
-                self.ask(self.info.backend_pid, quiet)
-        except psycopg.Error:
-            self.pgconn.finish()
-            raise
-
-
-def no_answer() -> psycopg.OperationalError:
-    """The error of a server that keeps silent."""
-    return psycopg.OperationalError("no answer within the time allowed")
 
 
 class EchoCursor(psycopg.Cursor[Any]):
@@ -205,43 +140,56 @@ class Database:
             raise pg.LockNotAvailable("the lock is held by somebody else")
 
     def run(
-        self, operation: Callable[[DeadlineConnection], T], *, bulk: bool = False
+        self,
+        operation: Callable[[DeadlineConnection], T],
+        *,
+        bulk: bool = False,
+        repeated: bool = False,
     ) -> Outcome[T]:
         """Run one operation, again where that helps, until it succeeds or the time is over.
 
         An operation must bear being run twice: a connection that broke leaves the outcome of the
         first attempt unknown, which `Outcome.repeated` tells. `bulk`: bounded by progress instead.
-        Raises errors of this package, whatever the database did.
+        Raises errors of this package, whatever the database did; they tell whether an attempt may
+        have taken effect, one before this operation (`repeated`) included.
         """
         start = time.monotonic()
         deadline = None if bulk else start + self.timeout
         last_retry = start + self.timeout * _RETRY_SHARE
-        pause, repeated = _FIRST_PAUSE, False
+        pause = _FIRST_PAUSE
         while True:
-            if self._retired:
-                raise DatabaseUnavailableError(f"the connections to {self.place} were given up.")
             try:
+                if self._retired:
+                    raise self._given_up(repeated)
                 with self._connection(deadline) as connection:
                     return Outcome(operation(connection), repeated)
             except psycopg.Error as error:
-                if self._prepares and is_not_prepared(error):
-                    # A pooler gives sessions that are not ours: no statement is prepared any more.
-                    self._prepares = False
-                    self.close()
-                lost = is_connection_lost(error)
-                if not (lost or is_transient(error)) or time.monotonic() + pause > last_retry:
-                    raise translate(error, self.place) from error
-                repeated = repeated or (lost and not isinstance(error, ConnectError))
+                self._heed_pooler(error)
+                repeated = repeated or may_have_been_done(error)
+                again = is_connection_lost(error) or is_transient(error)
+                if not again or time.monotonic() + pause > last_retry:
+                    raise translate(error, self.place, repeated) from error
             except PoolTimeoutError as error:
-                raise self._exhausted() from error
+                raise self._exhausted(repeated) from error
             # A server that restarts is back in a moment; the pause grows, the deadline holds.
             time.sleep(pause)
             pause *= 2
 
-    def _exhausted(self) -> DatabaseUnavailableError:
+    def _heed_pooler(self, error: psycopg.Error) -> None:
+        if self._prepares and is_not_prepared(error):
+            # A pooler gives sessions that are not ours: no statement is prepared any more.
+            self._prepares = False
+            self.close()
+
+    def _given_up(self, repeated: bool) -> DatabaseUnavailableError:
+        message = f"the connections to {self.place} were given up."
+        return DatabaseUnavailableError(message, outcome_unknown=repeated)
+
+    def _exhausted(self, repeated: bool) -> DatabaseUnavailableError:
         return DatabaseUnavailableError(
             f"no free connection to {self.place} within {self.timeout:g} s: this process uses "
-            f"all {POOL_SIZE + POOL_OVERFLOW}; look for threads that hang in a statement."
+            f"all {POOL_SIZE + POOL_OVERFLOW}; look for threads that hang in a statement.",
+            outcome_unknown=repeated,
         )
 
     @contextmanager
@@ -252,6 +200,7 @@ class Database:
         connection = cast("DeadlineConnection", proxy.dbapi_connection)
         connection.deadline = deadline
         try:
+            connection.check_alive()
             yield connection
         finally:
             if connection.closed:

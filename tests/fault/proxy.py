@@ -64,10 +64,14 @@ class Proxy:
 
     def refuse(self) -> None:
         """Drop all connections and refuse new ones."""
+        self.stop_listening()
+        self.drop()
+
+    def stop_listening(self) -> None:
+        """Refuse new connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.drop()
 
     def listen(self) -> None:
         """Take connections again, at the same port."""
@@ -94,6 +98,13 @@ class Proxy:
         `tag` begins the command tag, such as "UPDATE". `then` (else: drop) is what happens instead.
         """
         self._lost = (tag.encode(), then or self.drop)
+
+    def lose_statement(self, then: Then | None = None) -> None:
+        """Keep back the next thing that a client sends; `then` (else: drop) happens instead.
+
+        To the client it looks as if the answer got lost.
+        """
+        self._lost = (b"", then or self.drop)
 
     @property
     def has_lost(self) -> bool:
@@ -124,9 +135,11 @@ class Proxy:
         self._flowing.wait()
 
     def loses(self, tag: bytes) -> Then | None:
-        """What to do instead of confirming a statement; asked for each, once told."""
+        """What to do instead of confirming a statement, or sending it (no tag); once told."""
         with self._changed:
-            if self._lost is None or not tag.startswith(self._lost[0]):
+            if self._lost is None or bool(tag) is not bool(self._lost[0]):
+                return None
+            if not tag.startswith(self._lost[0]):
                 return None
             then, self._lost = self._lost[1], None
             return then
@@ -176,6 +189,9 @@ class _Link:
         with suppress(OSError):
             while data := self._client.recv(_CHUNK):
                 self._proxy.wait_while_stalled()
+                if (then := self._proxy.loses(b"")) is not None:
+                    then()
+                    break
                 server.sendall(data)
         self.cut()
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from datahound_storage import SchedulerPersistence, StorageError
-from datahound_storage.postgres import pool
+from datahound_storage.postgres import deadline, pool
 from tests.fault.sweep_operations import Operation
 from tests.fault.sweep_world import World
 from tests.scheduler import make_task
@@ -156,7 +156,7 @@ def _run(
 
 def _wait_at_most(seconds: float) -> None:
     """Bound operations, also bulk ones, for the databases that there are already."""
-    pool.BULK_STALL = seconds
+    deadline.BULK_STALL = seconds
     for database in list(pool._databases):
         database.timeout = seconds
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,9 +204,9 @@ def test_the_same_change_of_another_is_kept(
     persistence = opened(base, url=proxy.url, settings=impatient())
     fill(persistence)
     elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
-    proxy.refuse()
-    proxy.drop()
+    proxy.lose_statement(then=proxy.refuse)
     assert persistence.update_task(secret_task("a", status="paused"))
+    assert proxy.has_lost
     assert persistence.health().store == "files"
     assert elsewhere.update_task({**elsewhere.get_task("a"), "status": "paused"})
     assert persistence.delete_task("a")
@@ -216,6 +218,73 @@ def test_the_same_change_of_another_is_kept(
     with psycopg.connect(migrated_url) as connection:
         kept = connection.execute("SELECT task_key, half FROM scheduler_conflicts").fetchall()
     assert ("a", "task") in kept
+
+
+@pytest.mark.parametrize("refusal", ["ended while idle", "ended by the server", "no right"])
+def test_what_the_database_refused_is_not_taken_for_done(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy, refusal: str
+) -> None:
+    """Added and deleted in the files; the same that somebody else adds stays."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    with refusing(migrated_url, proxy, refusal):
+        assert persistence.add_task(secret_task("c"))
+    assert persistence.health().store == "files"
+    assert persistence.delete_task("c")
+    assert elsewhere.add_task(secret_task("c"))
+    for one in (persistence, elsewhere):
+        one.close()
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["a", "b", "c"]
+    check_no_conflict(migrated_url)
+
+
+@contextmanager
+def refusing(url: str, proxy: Proxy, how: str) -> Iterator[None]:
+    """A database that certainly does not do what it is asked for."""
+    if how == "ended while idle":
+        proxy.refuse()
+        yield
+    elif how == "ended by the server":
+        with ended_in_the_statement(url, proxy):
+            yield
+    else:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_REFUSE_INSERTS)
+            yield
+            connection.execute("DROP TRIGGER refuse ON scheduler_tasks")
+
+
+_REFUSE_INSERTS = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE insufficient_privilege; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON scheduler_tasks EXECUTE FUNCTION refuse()"""
+
+
+@contextmanager
+def ended_in_the_statement(url: str, proxy: Proxy) -> Iterator[None]:
+    """An administrator ends the session while its statement waits for a lock."""
+    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as other:
+        holder.execute("LOCK TABLE scheduler_tasks")
+        ender = threading.Thread(target=end_waiting, args=(other, proxy))
+        ender.start()
+        yield
+        ender.join()
+
+
+def end_waiting(connection: psycopg.Connection, proxy: Proxy) -> None:
+    for _ in range(400):
+        if waiting := connection.execute(_WAITING).fetchall():
+            proxy.stop_listening()
+            for (pid,) in waiting:
+                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+            return
+        time.sleep(0.01)
+
+
+_WAITING = """SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'"""
 
 
 def test_a_snapshot_that_could_not_be_renamed_deletes_nothing(

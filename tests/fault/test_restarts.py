@@ -10,7 +10,8 @@ from typing import Any, Literal
 import psycopg
 import pytest
 
-from datahound_storage.postgres.pool import Database, DeadlineConnection
+from datahound_storage.postgres.deadline import DeadlineConnection
+from datahound_storage.postgres.pool import Database
 from datahound_storage.testing import EmbeddedServer
 from tests import servers
 from tests.fault.fix_faults import (

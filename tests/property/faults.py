@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from datahound_storage.files import atomic, history
-from datahound_storage.postgres import pool
-from datahound_storage.postgres.pool import DeadlineConnection
+from datahound_storage.postgres import deadline, pool
+from datahound_storage.postgres.deadline import DeadlineConnection
 
 T = TypeVar("T")
 KILL_BEFORE, KILL_AFTER = "kill before", "kill after"
@@ -171,4 +171,6 @@ def install(effects: Effects, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DeadlineConnection, "wait", wait)
     patch.setattr(atomic, "os", _Os(effects))
     patch.setattr(history, "os", _Os(effects))
-    patch.setattr(pool, "time", _Clock())
+    clock = _Clock()
+    for module in (deadline, pool):
+        patch.setattr(module, "time", clock)
