@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from datahound_storage.attach import Keep, is_older, meet
+from datahound_storage.attach import Keep, meet
+from datahound_storage.belonging import is_older
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 
-from datahound_storage.attach import (
-    FilesSide,
-    Keep,
-    plan_meeting,
-)
+from datahound_storage.attach import Keep, plan_meeting
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.files_side import FilesSide
 from datahound_storage.history_sync import sync_history
 from datahound_storage.reconcile import Plan
 from datahound_storage.tasks import TaskText, parse_time

@@ -7,49 +7,33 @@ committed when it returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 from uuid import UUID
 
-from datahound_storage.errors import (
-    DuplicateTaskError,
-    InvalidTaskError,
-    LockTimeoutError,
-    TaskNotFoundError,
-)
-from datahound_storage.mapping import prepare, record_of, run_record
-from datahound_storage.postgres import changes, run_table, task_table
+from datahound_storage.errors import DuplicateTaskError, LockTimeoutError, TaskNotFoundError
+from datahound_storage.mapping import prepare, record_of
+from datahound_storage.postgres import changes, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
-from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
-from datahound_storage.pruning import check_limit, prune
-from datahound_storage.records import SchedulerRunRecord, SchedulerTaskFilter, SchedulerTaskRecord
-from datahound_storage.runs import RunRow, row_of_record
-from datahound_storage.tasks import (
-    MAX_KEY,
-    BulkChange,
-    PreparedTask,
-    TaskChange,
-)
+from datahound_storage.records import SchedulerTaskFilter, SchedulerTaskRecord
+from datahound_storage.run_dal import RunDAL
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange
 
 # An update that loses the race against another one this often has found a bug, not a rival.
 _MAX_RACES = 100
 # An update does not change the id of a row.
 NO_ID = UUID(int=0)
-T = TypeVar("T")
 
 
-class StorageDAL:
+class StorageDAL(RunDAL):
     """Tasks and runs in one database. Safe to share between threads."""
 
     def __init__(self, database: Database, *, timezone: str = "UTC") -> None:
-        self.database = database
+        super().__init__(database)
         self.timezone = timezone
 
     # Tasks as records.
@@ -198,6 +182,8 @@ class StorageDAL:
             task_table.reorder(connection, change.order)
         if change.conflicts:
             task_table.insert_conflicts(connection, change.conflicts)
+        if change.carried_over is not None:
+            changes.remember_carried_over(connection, change.carried_over)
 
     def read_changes(self, known: DatabaseState | None) -> Changes:
         """What changed since a known state, or everything."""
@@ -206,70 +192,13 @@ class StorageDAL:
             bulk=known is None,
         ).result
 
-    # Runs.
-
-    def record_task_run(self, run: SchedulerRunRecord) -> SchedulerRunRecord:
-        """Store a run; return it. Sending it again is harmless, a run without an end gets it."""
-        task_key = run.metadata_json.get("task_key") if run.metadata_json else None
-        if not isinstance(task_key, str) or len(task_key) > MAX_KEY:
-            raise InvalidTaskError(f"run {run.run_id[:80]!r} needs metadata_json['task_key'].")
-        self.add_run(row_of_record(run, task_key))
-        return replace(run)
-
-    def add_run(self, row: RunRow) -> None:
-        """Store a run, ready for the table; harmless when repeated."""
-        self.database.run(lambda c: run_table.insert(c, row))
-
-    def add_runs(self, rows: Iterable[RunRow]) -> int:
-        """Store many runs, in batches that are a transaction each; return how many were new."""
-        return sum(
-            self.database.run(partial(run_table.insert_many, rows=batch), bulk=True).result
-            for batch in run_table.batches(rows)
-        )
-
-    def list_task_runs(
-        self, *, task_key: str | None = None, limit: int = 100
-    ) -> list[SchedulerRunRecord]:
-        """The newest `limit` runs (of one task), newest first, by end (or start)."""
-        check_limit(limit, "limit")
-        outcome = self.database.run(lambda c: run_table.newest(c, task_key, limit))
-        return [run_record(stored) for stored in outcome.result]
-
-    def newest_runs(self, task_key: str | None, limit: int) -> list[StoredRun]:
-        """The newest `limit` runs that ended (of one task), newest first."""
-        return self.database.run(
-            lambda c: run_table.newest(c, task_key, limit, ended_only=True)
-        ).result
-
-    def run_ids(self) -> set[str]:
-        """The ids of all runs that ended."""
-        return self.database.run(run_table.run_ids, bulk=True).result
-
-    def run_ids_before(self, cutoff: datetime) -> set[str]:
-        """The ids of the runs that `purge_task_runs` would delete."""
-        return self.database.run(lambda c: run_table.ids_before(c, cutoff), bulk=True).result
-
-    def runs_by_ids(self, ids: Sequence[str]) -> Iterator[StoredRun]:
-        """The runs with these ids, oldest first within each batch of the ids."""
-        for start in range(0, len(ids), run_table.BATCH):
-            batch = ids[start : start + run_table.BATCH]
-            yield from self.database.run(partial(run_table.by_ids, ids=batch), bulk=True).result
-
-    def read_runs(self, read: Callable[[Iterator[StoredRun]], T]) -> T:
-        """What `read` makes of all runs that ended, oldest first and streamed.
-
-        It is called again, from the start, after a connection that broke.
-        """
-
-        def stream(connection: DeadlineConnection) -> T:
-            with connection.transaction():
-                return read(run_table.ended_runs(connection))
-
-        return self.database.run(stream, bulk=True).result
-
     def tombstones(self) -> dict[str, Tombstone]:
         """The tombstone of each deleted key; the key may be there again."""
         return self.database.run(task_table.tombstones).result
+
+    def carried_over(self) -> str | None:
+        """What is remembered of the last meeting that carried something over."""
+        return self.database.run(changes.carried_over).result
 
     def conflicts(self) -> list[KeptConflict]:
         """The versions that lost and were kept, oldest first."""
@@ -278,31 +207,3 @@ class StorageDAL:
     def forget_conflicts(self, ids: Sequence[int]) -> int:
         """Delete kept versions; return how many there were."""
         return self.database.run(lambda c: task_table.delete_conflicts(c, ids)).result
-
-    def history_cutoff(self) -> datetime | None:
-        """The time before which runs are gone for good."""
-        return self.database.run(run_table.history_cutoff).result
-
-    def purge_task_runs(
-        self, *, older_than: datetime, keep_last: int = 0, patience: float = 0.0
-    ) -> int:
-        """Delete the runs that ended before a time; return how many.
-
-        A run without an end counts by its start: whatever started it has died. `keep_last` spares
-        the newest so many runs of each task, a run without a task is none of them. Done in batches
-        with pauses, each committed by itself, by one process at a time: waits `patience` seconds
-        for another one, then raises PruneRunningError. The time is remembered first, so that no
-        file can bring back what is deleted.
-        """
-        check_limit(keep_last, "keep_last")
-        cutoff = older_than if older_than.tzinfo else older_than.astimezone()
-        self.database.run(lambda c: run_table.remember_cutoff(c, cutoff))
-        return prune(self.database, cutoff, keep_last, patience)
-
-    def now(self) -> datetime:
-        """The database's clock."""
-        return self.database.run(run_table.clock).result
-
-    def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        self.database.close()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from datahound_storage import migrations
-from datahound_storage.attach import FilesSide, is_another, shows_newer
+from datahound_storage.belonging import is_another, shows_newer
 from datahound_storage.bootstrap import make_dal
 from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import decode
@@ -19,6 +19,7 @@ from datahound_storage.files import history, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.files_side import FilesSide
 from datahound_storage.migrations import SchemaStatus
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.deadline import DeadlineConnection

@@ -128,6 +128,8 @@ storage = Table(
     Column("history_cutoff", _instant),
     # The newest revision that code from before it cannot work with.
     Column("breaking_since", String(32), nullable=False, server_default=text("'0001'")),
+    # What the last meeting with files carried over, while their snapshot may not show it yet.
+    Column("carried_over", Text),
     CheckConstraint("only_row", name="ck_scheduler_storage_only_row"),
 )
 

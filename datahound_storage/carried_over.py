@@ -1,0 +1,90 @@
+"""What a meeting carried over, until the snapshot shows it.
+
+Where the disk is full, or the process dies, the meeting is committed but sidecar and snapshot are
+as before. The next meeting would take the same changes for new ones, and undo what was done in the
+database since. So the database remembers them, in the transaction of the meeting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import orjson
+
+from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
+from datahound_storage.files.snapshot import Snapshot
+
+
+def mark_of(known: Sidecar | None, found: Snapshot) -> str:
+    """What tells that the snapshot was not written since: its sidecar's header.
+
+    Without a sidecar it is the file itself, as it was found.
+    """
+    of = known.header if known is not None else (found.digest, found.signature)
+    return blake2b(repr(of).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class CarriedOver:
+    """What the files showed at a meeting.
+
+    `mark`: of the files (see `mark_of`). `newest_us`: the time of the database's newest change.
+    `tasks`: the hashes where they are not those of the sidecar, None for tasks that were gone.
+    `seen`: how many notes on a task there were. `order`: of all tasks, if it was changed.
+    """
+
+    mark: str
+    newest_us: int
+    tasks: dict[str, Hashes | None]
+    seen: dict[str, int]
+    order: list[str] | None
+
+    def encode(self) -> str:
+        """As the database keeps it."""
+        return orjson.dumps(self).decode()
+
+    @classmethod
+    def decode(cls, text: str | None) -> CarriedOver | None:
+        """None where nothing is kept."""
+        if text is None:
+            return None
+        value = orjson.loads(text)
+        tasks = {key: pair and (pair[0], pair[1]) for key, pair in value.pop("tasks").items()}
+        return cls(tasks=tasks, **value)
+
+    def added_to(self, known: Sidecar | None) -> Sidecar:
+        """The sidecar as it would be, had it been written after the meeting."""
+        known = known or Sidecar(SidecarHeader())
+        merged = {**known.tasks, **self.tasks}
+        tasks = {key: hashes for key, hashes in merged.items() if hashes is not None}
+        if self.order is not None:
+            ordered = {key: tasks[key] for key in self.order if key in tasks}
+            tasks = ordered | tasks
+        since = {key: shown[self.seen.get(key, 0) :] for key, shown in known.shown_since.items()}
+        header = replace(known.header, shown_us=max(known.header.shown_us, self.newest_us))
+        return Sidecar(header, tasks, {}, {key: shown for key, shown in since.items() if shown})
+
+
+def carried_over(
+    known: Sidecar | None,
+    found: Snapshot,
+    shown: Mapping[str, Hashes],
+    newest_us: int,
+    *,
+    reordered: bool,
+) -> CarriedOver:
+    """What is to be remembered of a meeting of files that show the tasks `shown`."""
+    before = known.tasks if known is not None else {}
+    is_complete = found.exists and not found.damaged
+    gone = [key for key in before if key not in shown] if is_complete else []
+    changed = {key: hashes for key, hashes in shown.items() if before.get(key) != hashes}
+    notes = known.shown_since if known is not None else {}
+    return CarriedOver(
+        mark=mark_of(known, found),
+        newest_us=newest_us,
+        tasks={**changed, **dict.fromkeys(gone)},
+        seen={key: len(versions) for key, versions in notes.items()},
+        order=list(shown) if reordered else None,
+    )
