@@ -59,6 +59,10 @@ class FileStore:
         finally:
             self._redoing.is_on = False
 
+    @property
+    def _is_redoing(self) -> bool:
+        return getattr(self._redoing, "is_on", False)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with nullcontext() if self._held else locked(self._paths.lock_file, self._patience):
@@ -81,7 +85,8 @@ class FileStore:
 
         def change(texts: Texts, _: list[Conflict]) -> bool:
             if prepared.task_key in texts:
-                return False
+                # What the lost attempt has added may be shown already, by whoever came first.
+                return self._is_redoing and texts[prepared.task_key] == prepared.text
             texts[prepared.task_key] = prepared.text
             return True
 
@@ -179,7 +184,7 @@ class FileStore:
             unpublished = atomic.unpublished(self._paths.tasks_file)
             sidecar.settle(self._paths.sidecar_file, found.signature, unpublished)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
-            if getattr(self._redoing, "is_on", False):
+            if self._is_redoing:
                 changed = (key for key in before | texts if before.get(key) != texts.get(key))
                 self._note({key: texts.get(key) for key in changed})
             return True

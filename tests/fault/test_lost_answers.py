@@ -27,7 +27,7 @@ from tests.fault.fix_faults import (
 )
 from tests.fault.proxy import Proxy
 from tests.fault.standby import value
-from tests.fix_persistence import MakePersistence
+from tests.fix_persistence import MakePersistence, as_another
 from tests.scheduler import OldCode
 
 WRITES = {
@@ -466,3 +466,22 @@ def test_a_run_is_one_row_and_one_line(
     assert [line["message"] for line in lines] == [f"run {number}" for number in range(5)]
     assert value(migrated_url, "SELECT count(*) FROM scheduler_runs") == 5
     assert value(migrated_url, "SELECT count(DISTINCT run_id) FROM scheduler_runs") == 5
+
+
+def test_a_task_that_a_peer_shows_already_was_added(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """Its answer got lost; before the files take over, a peer has written it to the snapshot."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    peer = opened(base, url=as_another(migrated_url, "peer"))
+
+    def show_and_refuse() -> None:
+        peer.load_tasks()
+        proxy.refuse()
+
+    proxy.lose_answer("INSERT", then=show_and_refuse)
+    assert persistence.add_task(secret_task("c"))
+    assert (proxy.has_lost, persistence.health().store) == (True, "files")
+    assert not persistence.add_task(secret_task("c"))
+    assert [task["task_id"] for task in OldCode(base).load()] == ["a", "b", "c"]
