@@ -126,6 +126,7 @@ def plan_meeting(
         files_complete=side.is_complete,
         deleted_at={key: tombstone.deleted_at for key, tombstone in tombstones.items()},
         buried=_buried(tombstones, known) if known is not None else {},
+        was_emptied=known is not None and known.header.epoch != changes.state.epoch,
     ).plan()
 
 
@@ -146,7 +147,7 @@ def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, st
 
 
 def _base(known: Sidecar) -> Base:
-    return Base(known.tasks, known.previous, known.shown_since)
+    return Base(known.tasks, known.previous, known.shown_since, shown_at(known.header))
 
 
 def _version(text: str, changed_us: int, base: Base | None) -> Version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 
 from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import same_half
@@ -16,6 +17,7 @@ class Base:
 
     Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
     `shown_since` are versions that the files showed later, and the database perhaps as well.
+    `at` is the time of the newest change then, by the database's clock.
     """
 
     def __init__(
@@ -23,7 +25,9 @@ class Base:
         tasks: Mapping[str, Hashes],
         previous: Mapping[str, Hashes | None] | None = None,
         shown_since: Mapping[str, Collection[Hashes | None]] | None = None,
+        at: datetime | None = None,
     ) -> None:
+        self.at = at
         self._tasks = tasks
         self._previous = previous or {}
         self._shown_since = shown_since or {}

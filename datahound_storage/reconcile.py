@@ -53,7 +53,7 @@ class Meeting:
     `files_complete`: a task missing from the files was deleted there (not just unreadable).
     `deleted_at`: when the database saw the deletion of keys; they may be there again. `buried`: the
     keys that were deleted there since the sides were last equal, with the text that they had, None
-    where it is not known.
+    where it is not known. `was_emptied`: all tasks were, at once and without a trace of each.
     """
 
     base: Base | None
@@ -63,6 +63,7 @@ class Meeting:
     deleted_at: Mapping[str, datetime] = field(default_factory=dict)
     buried: Mapping[str, str | None] = field(default_factory=dict)
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    was_emptied: bool = False
 
     def plan(self) -> Plan:
         """Work out what to do, in the order of the files."""
@@ -98,7 +99,20 @@ class Meeting:
             plan.reports.append(
                 f"task {key!r} was deleted in the database but edited in the files: it is kept"
             )
+        elif self._may_have_been_deleted(key, version):
+            plan.reports.append(
+                f"task {key!r} was deleted in the database, which may not have known what the "
+                "files show of it: it is kept"
+            )
         plan.write.append(_prepared(version))
+
+    def _may_have_been_deleted(self, key: str, version: Version) -> bool:
+        """Whether a deletion may be undone here: it cannot be told what it has seen."""
+        if self.base is None or not (key in self.buried or self.was_emptied):
+            return False
+        operator = hashes_of(version.task)[OPERATOR]
+        removed = self.base.was_removed_since(key)
+        return removed or self.base.was_shown_since(key, OPERATOR, operator)
 
     def _was_buried(self, key: str, version: Version) -> bool:
         """Whether the database has deleted a change that was done to both sides.
@@ -191,6 +205,8 @@ class Meeting:
             if base.had(key, half, in_files):
                 return False
             if base.had(key, half, in_database):
+                if half == OPERATOR and base.was_shown_since(key, half, in_files):
+                    _keep_what_was_taken_back(plan, key, database, base)
                 return True
         if base is not None and base.was_shown_since(key, half, in_database):
             # The files showed it as well, before they were changed to what they are; or somebody
@@ -212,6 +228,21 @@ class Meeting:
             f"database; the version of the {kept} was kept, the other one is in scheduler_conflicts"
         )
         return wins
+
+
+def _keep_what_was_taken_back(plan: Plan, key: str, database: Version, base: Base) -> None:
+    """The database may have had what the files show, and somebody has taken it back there.
+
+    It looks as if it had never got there, which is why the files win.
+    """
+    if base.at is None or database.changed_at is None or database.changed_at <= base.at:
+        return
+    reason = "changed since, perhaps back from what the files have shown after an outage"
+    plan.conflicts.append(_lost(key, HALF_NAMES[OPERATOR], "files", database, reason))
+    plan.reports.append(
+        f"task {key!r}: the operator's half of the files was kept, which the database may have "
+        "had before; its version is in scheduler_conflicts"
+    )
 
 
 def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) -> Plan:

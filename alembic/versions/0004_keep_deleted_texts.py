@@ -1,8 +1,8 @@
 """keep deleted texts
 
 A tombstone keeps the text that was deleted: where files and database meet again it tells whether
-the deletion has seen a change that was done to both sides while an answer got lost. NULL where the
-columns said something else than the text, or there was none; then nothing is concluded.
+the deletion has seen a change that was done to both sides while an answer got lost. The columns may
+have said something newer than the text. NULL where there was none; then nothing is concluded.
 
 Revision ID: 0004
 Revises: 0003
@@ -28,8 +28,7 @@ _BURY = """
     BEGIN
         EXECUTE format($sql$
             INSERT INTO %I.scheduler_task_tombstones (task_key, task_text)
-            SELECT task_key, CASE WHEN edited_columns = '{}' THEN task_text END
-            FROM deleted ORDER BY task_key
+            SELECT task_key, task_text FROM deleted ORDER BY task_key
             ON CONFLICT (task_key) DO UPDATE
                 SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp(),
                     task_text = excluded.task_text
@@ -43,11 +42,11 @@ _BURY_OLD_KEY = """
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
     BEGIN
         EXECUTE format($sql$
-            INSERT INTO %I.scheduler_task_tombstones (task_key) VALUES ($1)
+            INSERT INTO %I.scheduler_task_tombstones (task_key, task_text) VALUES ($1, $2)
             ON CONFLICT (task_key) DO UPDATE
                 SET deleted_xid = pg_current_xact_id(), deleted_at = clock_timestamp(),
-                    task_text = NULL
-            $sql$, TG_TABLE_SCHEMA) USING OLD.task_key;
+                    task_text = excluded.task_text
+            $sql$, TG_TABLE_SCHEMA) USING OLD.task_key, OLD.task_text;
         RETURN NULL;
     END
     $function$

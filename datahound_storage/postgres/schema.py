@@ -108,7 +108,7 @@ tombstones = Table(
     Column("task_key", String(255), primary_key=True),
     Column("deleted_xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     Column("deleted_at", _instant, nullable=False, server_default=text("clock_timestamp()")),
-    # The text that was deleted, NULL where the columns said something else.
+    # The text that was deleted; the columns may have said something newer.
     Column("task_text", Text),
     Index("ix_scheduler_task_tombstones_deleted_xid", "deleted_xid"),
 )

@@ -111,10 +111,17 @@ class Told:
 
     def errors(self) -> list[str]:
         """The errors that were logged."""
+        return self._texts(logging.ERROR)
+
+    def warnings(self) -> list[str]:
+        """The warnings and errors that were logged."""
+        return self._texts(logging.WARNING)
+
+    def _texts(self, level: int) -> list[str]:
         return [
             record.getMessage()
             for record in self._caplog.records
-            if record.levelno >= logging.ERROR and record.name.startswith("datahound_storage")
+            if record.levelno >= level and record.name.startswith("datahound_storage")
         ]
 
     def fallen_back(self, persistence: SchedulerPersistence) -> str:

@@ -171,6 +171,92 @@ def test_deleted_in_the_database_it_is_not_brought_back(
 
 
 @each_change
+@pytest.mark.parametrize("how", ["edited", "renamed"])
+def test_deleted_by_hand_it_is_not_brought_back(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    name: str,
+    how: str,
+) -> None:
+    """By SQL, after an edit by SQL, or by giving the row another key."""
+    persistence, key = stayed_away(name), CHANGED_KEY[name]
+    persistence.close()
+    with psycopg.connect(migrated_url, autocommit=True) as connection:
+        row = "scheduler_tasks SET {} WHERE task_key = %s"
+        if how == "edited":
+            connection.execute("UPDATE " + row.format("company = 'by hand'"), [key])
+            connection.execute("DELETE FROM scheduler_tasks WHERE task_key = %s", [key])
+        else:
+            connection.execute("UPDATE " + row.format("task_key = 'renamed'"), [key])
+    persistence = opened(base, url=migrated_url)
+    assert key not in [task["task_id"] for task in persistence.load_tasks()]
+
+
+def test_where_all_tasks_were_truncated_what_comes_back_is_told(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    told: Told,
+) -> None:
+    persistence = stayed_away("add_task")
+    persistence.close()
+    with psycopg.connect(migrated_url, autocommit=True) as connection:
+        connection.execute("TRUNCATE scheduler_tasks")
+    persistence = opened(base, url=migrated_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["c"]
+    assert any("'c' was deleted in the database, which may not" in text for text in told.warnings())
+
+
+def test_a_deletion_that_is_undone_is_told(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy, told: Told
+) -> None:
+    """Deleted in the files, where it could not be in the database, and added again; then there."""
+    persistence = opened(base, url=proxy.url, settings=impatient())
+    fill(persistence)
+    task = persistence.get_task("a")
+    proxy.lose_statement(then=proxy.refuse)
+    assert persistence.delete_task("a")
+    assert persistence.add_task(task)
+    persistence.close()
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    assert elsewhere.delete_task("a")
+    persistence = opened(base, url=migrated_url)
+    assert persistence.get_task("a") is not None
+    assert any("'a' was deleted in the database, which may not" in text for text in told.warnings())
+
+
+@pytest.mark.parametrize("touched", ["the operator's half", "the scheduler's half", "nothing"])
+def test_taken_back_in_the_database_it_is_kept(
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    stayed_away: Callable[[str], SchedulerPersistence],
+    touched: str,
+) -> None:
+    """The files win, as it looks as if the database had never had the change."""
+    before = secret_task("a")
+    persistence = stayed_away("update_task")
+    changed = persistence.get_task("a")
+    persistence.close()
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    if touched == "the operator's half":
+        taken_back = elsewhere.get_task("a") | {"name": before["name"]}
+        assert taken_back["name"] != changed["name"]
+        assert elsewhere.update_task(taken_back)
+    elif touched == "the scheduler's half":
+        assert elsewhere.update_task(elsewhere.get_task("a") | {"last_error": "failed"})
+    elsewhere.close()
+    persistence = opened(base, url=migrated_url)
+    assert persistence.get_task("a")["name"] == changed["name"]
+    with psycopg.connect(migrated_url) as connection:
+        kept = connection.execute("SELECT task_key, half, kept FROM scheduler_conflicts").fetchall()
+    assert kept == ([("a", "operator", "files")] if touched == "the operator's half" else [])
+
+
+@each_change
 def test_what_is_done_in_the_files_after_it_wins(
     opened: MakePersistence,
     base: Path,
