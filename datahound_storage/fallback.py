@@ -68,8 +68,9 @@ class StoreSwitch:
     def attach(self) -> None:
         """Connect, bring the schema to head, let files and database meet.
 
-        Where the database does not serve, the files do, and that is reported. Raises FileStoreError
-        and SnapshotError where the files cannot be used: then there is nothing to go on with.
+        Where the database does not serve, the files do, and that is reported; so are files that
+        cannot be written for now. Raises FileStoreError and SnapshotError where they cannot be
+        read: nobody knows then what they have that the database has not.
         """
         try:
             self._attach()
@@ -87,8 +88,8 @@ class StoreSwitch:
             files = FileStore(self.paths, settings.operation_timeout)
             store = DatabaseStore(dal, self.paths, files, settings.operation_timeout / 2)
             store.hooks = self._hooks
-            store.backup.attach()
-            mark = sync_history(dal, self.paths, settings.operation_timeout)
+            store.backup.start()
+            mark = sync_history(dal, self.paths, settings.operation_timeout, goes_on=True)
             with locked(self.paths.lock_file, ATTACH_PATIENCE):
                 # Other threads may have gone on with the files: from here on they wait.
                 store.backup.catch_up()

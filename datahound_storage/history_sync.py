@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import LockTimeoutError, PruneRunningError
+from datahound_storage.errors import FileStoreError, LockTimeoutError, PruneRunningError
 from datahound_storage.files import history
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
@@ -17,11 +17,14 @@ from datahound_storage.runs import row_of
 log = Reporter()
 
 
-def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:
+def sync_history(
+    dal: StorageDAL, paths: StatePaths, patience: float, *, goes_on: bool = False
+) -> Mark:
     """Bring runs that only the files have into the table, and the other way round.
 
     Takes the file lock for the appending alone; what is appended meanwhile comes after the mark
-    that it returns.
+    that it returns. Raises DatabaseError; FileStoreError too, but for a line that cannot be written
+    where the caller `goes_on` without, which is reported.
     """
     mark = history.mark(paths.history_file)
     _repeat_trim(dal, paths)
@@ -37,7 +40,9 @@ def sync_history(dal: StorageDAL, paths: StatePaths, patience: float) -> Mark:
         log.info("carried over from the history file: %d runs", added)
     try:
         _append_missing(dal, paths, recorded, patience)
-    except LockTimeoutError as error:
+    except (LockTimeoutError, FileStoreError) as error:
+        if isinstance(error, FileStoreError) and not goes_on:
+            raise
         log.error("the history file could not follow, the next start mends it: %s", error)
     return mark
 

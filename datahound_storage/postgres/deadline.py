@@ -39,12 +39,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
         What the server has said since then waits in the socket, so that this costs no round trip.
         """
         waiting = select.poll()
-        waiting.register(self.pgconn.socket, select.POLLIN)
-        if not waiting.poll(0):
-            return
         try:
-            self.pgconn.consume_input()
-        except psycopg.OperationalError as error:
+            waiting.register(self.pgconn.socket, select.POLLIN)
+            if waiting.poll(0):
+                self.pgconn.consume_input()
+        except (psycopg.OperationalError, OSError) as error:
             self.pgconn.finish()
             raise ConnectError(str(error)) from error
 

@@ -178,6 +178,49 @@ def test_the_database_goes_on_and_the_snapshot_follows_when_there_is_room(
     assert names_in(base) == {"b": "Task b"} | added
 
 
+def test_a_start_without_room_goes_on_with_the_database(
+    disk: SmallDisk,
+    base: Path,
+    tmp_path: Path,
+    migrated_url: str,
+    opened: MakePersistence,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = opened(base, url=migrated_url)
+    first.add_task(make_task("a", description=LONG))
+    first.close()
+    elsewhere = opened(tmp_path, url=migrated_url)
+    elsewhere.add_task(make_task("b", description=LONG))
+    for number in range(100):
+        elsewhere.log_task_execution("a", True, f"run {number}")
+    disk.fill()
+    with watched(caplog):
+        persistence = opened(base, url=migrated_url)
+        assert persistence.add_task(make_task("c", description=LONG))
+    health = persistence.health()
+    assert (health.store, health.backup_problem is None) == ("database", False)
+    assert reports(caplog, "the history file could not follow") == 1
+    assert names_in(base) == {"a": "Task a"}
+    disk.free()
+    persistence.load_tasks()
+    assert persistence.health().backup_problem is None
+    assert names_in(base) == {"a": "Task a", "b": "Task b", "c": "Task c"}
+
+
+def test_a_start_without_room_writes_the_snapshot_when_there_is(
+    disk: SmallDisk, base: Path, tmp_path: Path, migrated_url: str, opened: MakePersistence
+) -> None:
+    """Also where nothing is changed after it that would call for it."""
+    opened(base, url=migrated_url).close()
+    elsewhere = opened(tmp_path, url=migrated_url)
+    elsewhere.add_task(make_task("b", description=LONG))
+    disk.fill()
+    persistence = opened(base, url=migrated_url)
+    disk.free()
+    persistence.load_tasks()
+    assert names_in(base) == {"b": "Task b"}
+
+
 def test_whatever_room_is_left_the_snapshot_is_the_old_one_or_the_new_one(
     disk: SmallDisk, base: Path, make: MakePersistence
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from datahound_storage.errors import FileStoreError
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.migrations import upgrade
 from tests.fault.fix_faults import fill, impatient, secret_task
@@ -44,12 +43,6 @@ class Hosts:
         self.here.close()
         self.here = self._opened(self._base, url=self._url)
 
-    def start_in_vain(self) -> None:
-        """A start without room for the snapshot: files and database meet, then it ends."""
-        self.here.close()
-        with pytest.raises(FileStoreError):
-            self._opened(self._base, url=self._url)
-
     def edit(self, change: Callable[[Tasks], Tasks]) -> None:
         """What old code makes of the snapshot."""
         OldCode(self._base).save(change(OldCode(self._base).load()))
@@ -76,7 +69,7 @@ def unshown(hosts: Hosts, again: str) -> Iterator[None]:
         if again == "the same process":
             hosts.here.load_tasks()
         elif again == "another process":
-            hosts.start_in_vain()
+            hosts.restart()
     hosts.restart()
     hosts.here.load_tasks()
     assert hosts.shown == hosts.here.load_tasks()
@@ -147,11 +140,11 @@ def test_without_a_sidecar(hosts: Hosts, base: Path, again: bool) -> None:
     hosts.edit(lambda tasks: [*paused(tasks), secret_task("c")])
     StatePaths.below(base / "data").sidecar_file.unlink()
     with no_room_for_snapshots():
-        hosts.start_in_vain()
+        hosts.restart()
         hosts.set_there(status="active", updated_at=None)
         assert hosts.there.delete_task("c")
         if again:
-            hosts.start_in_vain()
+            hosts.restart()
     hosts.restart()
     assert statuses(hosts.shown)["a"] == "active"
     assert "c" not in statuses(hosts.shown)
@@ -185,8 +178,8 @@ def test_a_database_that_is_new_to_the_files(
     fill(first)
     first.close()
     upgrade(database_url, import_files=False)
-    with no_room_for_snapshots(), pytest.raises(FileStoreError):
-        opened(base, url=database_url)
+    with no_room_for_snapshots():
+        opened(base, url=database_url).close()
     elsewhere = opened(base.parent / "elsewhere", url=database_url)
     assert elsewhere.delete_task("a")
     moved = opened(base, url=database_url)
@@ -205,10 +198,27 @@ def test_a_note_from_before_it_counts_no_more(
     assert here.delete_task("a")
     assert here.add_task(task)
     here.close()
-    with no_room_for_snapshots(), pytest.raises(FileStoreError):
-        opened(base, url=migrated_url)
+    with no_room_for_snapshots():
+        opened(base, url=migrated_url).close()
     there = opened(base.parent / "elsewhere", url=migrated_url)
     assert there.get_task("a") == task
     assert there.delete_task("a")
     here = opened(base, url=migrated_url)
     assert [task["task_id"] for task in here.load_tasks()] == ["b"]
+
+
+def test_after_a_fork_it_is_no_other_database(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """Which reads everything anew, and finds no room to show it."""
+    persistence = opened(base, url=migrated_url)
+    fill(persistence)
+    persistence._switch.renew_mutex()
+    elsewhere = opened(base.parent / "elsewhere", url=migrated_url)
+    assert elsewhere.delete_task("a")
+    with no_room_for_snapshots():
+        for _ in range(2):
+            assert [task["task_id"] for task in persistence.load_tasks()] == ["b"]
+    persistence.load_tasks()
+    assert persistence.health().store == "database"
+    assert [task["task_id"] for task in OldCode(base).load()] == ["b"]
