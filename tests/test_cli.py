@@ -219,9 +219,28 @@ def test_upgrade_leaves_out_what_is_faulty_if_it_may(
     stopped = run(*arguments, url=database_url)
     assert stopped.exit_code == 2
     assert "item 2 (line 1) needs a task_id" in stopped.stderr
+    assert "run `datahound-storage upgrade --on-error quarantine`, which lists" in stopped.stderr
+    assert "the tables stand at revision 0002" in stopped.stderr
+    assert "--snapshot PATH and --history PATH name other files, --no-import" in stopped.stderr
+    assert "-x " not in stopped.stderr
     result = run(*arguments, "--on-error", "quarantine", url=database_url)
     assert json.loads(result.stdout)["tasks"] == 1
-    assert "left out: " in result.stderr + capfd.readouterr().err
+    said = result.stderr + capfd.readouterr().err
+    assert "left out: " in said
+    assert "imported 1 task and 1,500 runs, left out 1 task and 0 lines of the history" in said
+
+
+def test_upgrade_counts_the_tasks_that_a_torn_item_costs(
+    run: Run, database_url: str, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    first, *middle, last = path.read_text().split("\n  {")
+    middle[19] = middle[19][:60]
+    path.write_text("\n  {".join([first, *middle, last]))
+    result = run("upgrade", "--on-error", "quarantine", url=database_url)
+    said = result.stderr + capfd.readouterr().err
+    assert "imported 19 tasks and 1,500 runs, left out 21 tasks and 0 lines of the history" in said
+    assert "The tables hold 19 tasks and 1,500 runs." in result.stdout
 
 
 def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path) -> None:
