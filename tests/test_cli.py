@@ -489,6 +489,57 @@ def test_verify_different(run: Run, database_url: str, base: Path) -> None:
     assert len(json.loads(result.stdout)["tasks_different"]) == 3
 
 
+def test_verify_names_the_tasks_that_an_import_left_out(
+    run: Run, database_url: str, base: Path, opened: MakePersistence
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    first, *middle, last = path.read_text().split("\n  {")
+    middle[19] = middle[19][:60]
+    path.write_text("\n  {".join([first, *middle, last]))
+    assert run("upgrade", "--on-error", "quarantine", url=database_url).exit_code == 0
+    result = run("verify", "--limit", "50", url=database_url)
+    assert result.exit_code == 1
+    assert result.stdout.count("only in scheduled_tasks.json, unread") == 21
+    # The start keeps the damaged file aside, and writes one that shows what the database has.
+    opened(base, url=database_url).load_tasks()
+    result = run("verify", "--limit", "50", url=database_url)
+    assert result.exit_code == 1
+    assert "equal" not in result.stdout
+    assert result.stdout.count("only in scheduled_tasks.json.damaged-") == 21
+    assert "DIFFERENT: 21 differences\ntasks in a damaged file only: mend" in result.stdout
+    assert "a start would carry over" not in result.stdout
+    kept = next(path.parent.glob("*.damaged-*"))
+    found = json.loads(run("verify", "--json", url=database_url).stdout)
+    assert {task["file"] for task in found["tasks_unread"]} == {kept.name}
+    kept.unlink()
+    assert run("verify", url=database_url).stdout.endswith("\nequal\n")
+
+
+def test_verify_forgets_what_a_damaged_file_names_once_it_was_in_the_database(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    persistence = opened(base, url=migrated_url)
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.with_name(f"{path.name}.damaged-by-hand").write_bytes(path.read_bytes()[:-5] + b"\xff")
+    assert persistence.delete_task(persistence.load_tasks()[3]["task_id"])
+    assert run("verify", url=migrated_url).stdout.endswith("\nequal\n")
+
+
+def test_verify_names_the_choice_where_the_sides_do_not_belong_together(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url).add_task(make_task("a"))
+    sql(migrated_url, "UPDATE scheduler_storage SET identity = gen_random_uuid()")
+    sql(migrated_url, "UPDATE scheduler_tasks SET status = 'paused'")
+    result = run("verify", url=migrated_url)
+    assert result.exit_code == 1
+    step = result.stdout.splitlines()[-1]
+    assert step.startswith("another database wrote the snapshot than the one that the URL leads to")
+    assert "datahound-storage reconcile --keep both|files|database (with --dry-run:" in step
+    assert "a start would carry over" not in result.stdout
+    assert run("reconcile", "--keep", "both", "--dry-run", url=migrated_url).exit_code == 0
+
+
 def test_verify_notes_what_makes_no_difference(run: Run, database_url: str, base: Path) -> None:
     run("upgrade", url=database_url)
     with (base / "logging/scheduler/task_history.jsonl").open("a") as file:

@@ -398,9 +398,7 @@ def history_lines(path: Path, faults: Faults) -> Iterator["Line"]:
 # ---- Online: COPY
 
 
-def import_files(
-    snapshot: Path | None, histories: list[Path], faults: Faults
-) -> tuple[int, int]:
+def import_files(snapshot: Path | None, histories: list[Path], faults: Faults) -> tuple[int, int]:
     """Bring in what the files hold; return how many tasks and how many runs.
 
     The runs first, as they lock nobody out.

@@ -153,17 +153,22 @@ def _require_may_upgrade(dal: StorageDAL) -> None:
 
 def _require_belonging(dal: StorageDAL, changes: Changes, files: Files) -> None:
     """Raise DatabaseError where a start would refuse to let the sides meet."""
+    problem = why_apart(dal, changes, files)
+    if problem is not None:
+        raise DatabaseError(
+            f"{problem}. Correct the URL or restore a newer state; or choose a side: "
+            "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
+        )
+
+
+def why_apart(dal: StorageDAL, changes: Changes, files: Files) -> str | None:
+    """Why a start would refuse to let the sides meet; None where it would not."""
     side = FilesSide(files.snapshot, files.sidecar)
     if is_another(side, changes):
-        problem = "another database wrote the snapshot than the one that the URL leads to"
-    elif shows_newer(side, changes, dal):
-        problem = "the database is older than what the snapshot shows (a restored dump?)"
-    else:
-        return
-    raise DatabaseError(
-        f"{problem}. Correct the URL or restore a newer state; or choose a side: "
-        "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
-    )
+        return "another database wrote the snapshot than the one that the URL leads to"
+    if shows_newer(side, changes, dal):
+        return "the database is older than what the snapshot shows (a restored dump?)"
+    return None
 
 
 def _contents_of_files(files: Files) -> Contents:
