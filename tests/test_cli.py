@@ -80,6 +80,14 @@ def test_a_url_that_cannot_be_used_is_an_error(run: Run, command: str, url: str)
 def test_a_command_on_the_database_needs_a_url(run: Run, command: str) -> None:
     failed(run(command), "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set")
     failed(run(command, url=" "), "DATAHOUND_STORAGE_URL is empty")
+    failed(run(command, "--url", ""), "--url is empty")
+
+
+def test_an_empty_url_is_not_called_unset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")
+    told = "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set to a URL"
+    assert told in run("status").stdout
+    failed(run("verify"), told)
 
 
 @pytest.mark.parametrize("command", ["upgrade", "verify", "reconcile"])
@@ -176,19 +184,82 @@ def test_upgrade_makes_the_tables_and_imports_the_files(run: Run, database_url: 
 def test_upgrade_has_nothing_to_do_at_head(run: Run, migrated_url: str) -> None:
     result = run("upgrade", url=migrated_url)
     assert result.exit_code == 0
-    assert "nothing to do" in result.stdout
+    assert f"the schema is at revision {HEAD}, the newest: nothing to do." in result.stdout
     assert "The tables hold 0 tasks and 0 runs." in result.stdout
 
 
+def test_upgrade_at_head_tells_what_brings_the_files_in(
+    run: Run, migrated_url: str, base: Path
+) -> None:
+    result = run("upgrade", url=migrated_url)
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("The files were not imported: files are imported only where this run")
+    assert f"carries over what {base}/data holds; to do it now: `datahound-storage rec" in last
+    assert json.loads(run("upgrade", "--json", url=migrated_url).stdout)["note"] == last
+    assert run("reconcile", url=migrated_url).exit_code == 0
+    assert sql(migrated_url, "SELECT count(*) FROM scheduler_tasks") == [(40,)]
+    result = run("upgrade", url=migrated_url)
+    assert result.stdout.splitlines()[-1] == "The tables hold 40 tasks and 1,500 runs."
+
+
+@pytest.mark.parametrize("revision", ["head", "0001", HEAD])
+def test_upgrade_refuses_files_that_it_would_not_import(
+    run: Run, migrated_url: str, base: Path, revision: str
+) -> None:
+    files = {"--snapshot": base / "data/scheduler/scheduled_tasks.json"}
+    files["--history"] = base / "logging/scheduler/task_history.jsonl"
+    given = [str(word) for pair in files.items() for word in pair]
+    if revision == "0001":
+        downgrade(migrated_url, "base")
+    result = run("upgrade", "--revision", revision, *given, url=migrated_url)
+    failed(result, "--snapshot and --history would have no effect", "`datahound-storage reconcile`")
+    for path in files.values():
+        assert str(path) in result.stderr
+    result = run("upgrade", "--revision", revision, *given[2:], url=migrated_url)
+    failed(result, "error: --history would have no effect")
+
+
+def test_upgrade_with_files_can_be_repeated(run: Run, database_url: str, base: Path) -> None:
+    arguments = ("upgrade", "--snapshot", str(base / "data/scheduler/scheduled_tasks.json"))
+    assert "had no effect" not in run(*arguments, url=database_url).stdout
+    result = run(*arguments, url=database_url)
+    assert result.exit_code == 0
+    assert "--snapshot had no effect: the tables were filled before.\n" in result.stdout
+
+
+def test_upgrade_asks_about_files_that_are_not_there(
+    run: Run, database_url: str, base: Path
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.unlink()
+    result = run("upgrade", url=database_url)
+    assert f"No tasks were imported: there is no {path}." in result.stdout
+
+
+def test_upgrade_with_options_that_exclude_each_other(run: Run, database_url: str) -> None:
+    path = "data/scheduler/scheduled_tasks.json"
+    result = run("upgrade", "--no-import", "--snapshot", path, url=database_url)
+    assert result.exit_code == 2
+    assert "--no-import excludes" in result.stderr
+
+
 def test_upgrade_stops_where_it_is_told_and_goes_on(run: Run, database_url: str) -> None:
-    assert "to revision 0001" in run("upgrade", "--revision", "0001", url=database_url).stdout
+    first = run("upgrade", "--revision", "0001", url=database_url)
+    assert "to revision 0001" in first.stdout
+    assert "not imported: that is what revision 0003 does" in first.stdout
+    assert "at revision 0001 already: nothing to do" in (
+        run("upgrade", "--revision", "0001", url=database_url).stdout
+    )
     result = run("upgrade", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": "0001", "to": HEAD, "tasks": 40, "runs": 1500}
+    done = {"from": "0001", "to": HEAD, "tasks": 40, "runs": 1500, "note": None}
+    assert json.loads(result.stdout) == done
 
 
 def test_upgrade_makes_the_tables_only(run: Run, database_url: str) -> None:
     result = run("upgrade", "--no-import", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
+    note = "The files were not imported, as --no-import says."
+    done = {"from": None, "to": HEAD, "tasks": 0, "runs": 0, "note": note}
+    assert json.loads(result.stdout) == done
 
 
 def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: Path) -> None:
@@ -197,7 +268,8 @@ def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: 
     history.write_text('{"timestamp": "2026-01-01T00:00:00+00:00", "task_id": "only"}\n')
     files = ("--snapshot", str(snapshot), "--history", str(history))
     result = run("upgrade", *files, "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 1, "runs": 1}
+    done = {"from": None, "to": HEAD, "tasks": 1, "runs": 1, "note": None}
+    assert json.loads(result.stdout) == done
     assert sql(database_url, "SELECT task_key FROM scheduler_tasks") == [("only",)]
 
 
@@ -207,7 +279,9 @@ def test_upgrade_imports_from_the_given_directory_and_no_other(
     other = tmp_path / "other" / "data"
     (other / "scheduler").mkdir(parents=True)
     result = run("upgrade", "--data-dir", str(other), "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
+    done = json.loads(result.stdout)
+    assert (done["tasks"], done["runs"]) == (0, 0)
+    assert f"there is no {other}/scheduler/scheduled_tasks.json" in done["note"]
 
 
 def test_upgrade_leaves_out_what_is_faulty_if_it_may(
@@ -267,6 +341,28 @@ def test_status_without_a_url(run: Run) -> None:
     assert "40 tasks (25 active" in result.stdout
     assert "1,500 runs" in result.stdout
     assert result.stdout.count("2026-11-06T") == 5
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+def test_status_counts_tasks_and_runs_that_lack_something(
+    run: Run, base: Path, migrated_url: str, opened: MakePersistence, with_database: bool
+) -> None:
+    url = migrated_url if with_database else None
+    tasks = [{"task_id": "a"}, {"task_id": "b", "status": None}, make_task("c")]
+    (base / "data/scheduler/scheduled_tasks.json").write_text(json.dumps(tasks))
+    line = {"timestamp": "2026-11-07T00:00:00+00:00", "task_id": "a", "message": None}
+    line |= {"task_name": None, "task_type": None, "success": True, "duration_seconds": None}
+    with (base / "logging/scheduler/task_history.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    if with_database:
+        opened(base, url=url)
+    result = run("status", url=url)
+    assert result.exit_code == 0
+    assert "3 tasks (2 without a status, 1 active)" in result.stdout
+    assert "None" not in result.stdout
+    assert "  2026-11-07T00:00:00  a " in result.stdout
+    found = json.loads(run("status", "--json", url=url).stdout)
+    assert found["tasks"] == {"without a status": 2, "active": 1}
 
 
 def test_status_of_somebody_who_rolled_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +448,12 @@ def test_a_newer_schema_that_can_be_used(run: Run, migrated_url: str) -> None:
     assert result.exit_code == 0
     assert json.loads(result.stdout)["schema"]["state"] == "ahead"
     # An older release that is deployed again has nothing to upgrade, and goes on.
-    assert run("upgrade", url=migrated_url).exit_code == 0
+    result = run("upgrade", url=migrated_url)
+    assert result.exit_code == 0
+    assert "nothing to do: the schema is at revision 9999, which this version does not" in (
+        result.stdout
+    )
+    assert "but can use: update this package in due course" in result.stdout
     result = run("upgrade", "--revision", "0001", url=migrated_url)
     failed(result, "9999", "pip install --upgrade")
 

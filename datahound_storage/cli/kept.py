@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from datahound_storage.cli.access import database_at_head, existing_paths
-from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import Task, decode, same
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, StorageError
@@ -17,7 +16,7 @@ from datahound_storage.files import conflicts, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.halves import halves_of
-from datahound_storage.settings import Settings
+from datahound_storage.settings import Settings, why_no_url
 from datahound_storage.tasks import Conflict
 
 _ABSENT: Any = object()

@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 from datahound_storage import migrations
 from datahound_storage.attach import FilesSide, is_another, shows_newer
 from datahound_storage.bootstrap import make_dal
-from datahound_storage.cli.options import why_no_url
-from datahound_storage.codec import decode
+from datahound_storage.codec import Task, decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from datahound_storage.files import history, sidecar, snapshot
@@ -24,7 +23,7 @@ from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.pool import DeadlineConnection
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.runs import HistoryEntry
-from datahound_storage.settings import Settings, describe_url
+from datahound_storage.settings import Settings, describe_url, why_no_url
 
 LAST_RUNS = 5
 
@@ -117,7 +116,7 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
         return
     changes = dal.read_changes(None)
     _require_belonging(dal, changes, files)
-    statuses = Counter(str(decode(task.text).get("status")) for task in changes.tasks)
+    statuses = Counter(_status(decode(task.text)) for task in changes.tasks)
     newest = [entry_of_stored(run) for run in dal.newest_runs(None, LAST_RUNS)]
     finding.contents = Contents(statuses, count_rows(dal).runs, newest)
 
@@ -171,8 +170,14 @@ def why_apart(dal: StorageDAL, changes: Changes, files: Files) -> str | None:
     return None
 
 
+def _status(task: Task) -> str:
+    # `None` would read as if it were a status.
+    status = task.get("status")
+    return "without a status" if status is None or status == "" else str(status)
+
+
 def _contents_of_files(files: Files) -> Contents:
-    statuses = Counter(str(item.task.get("status")) for item in files.snapshot.items)
+    statuses = Counter(_status(item.task) for item in files.snapshot.items)
     lines = history.newest(files.paths.history_files, None, sys.maxsize)
     return Contents(statuses, len(lines), [line.entry for line in lines[:LAST_RUNS]])
 
@@ -182,3 +187,15 @@ def count_rows(dal: StorageDAL) -> Rows:
     query = "SELECT (SELECT count(*) FROM scheduler_tasks), (SELECT count(*) FROM scheduler_runs)"
     counted = dal.database.run(lambda c: c.execute(query).fetchone(), bulk=True).result
     return Rows(*counted) if counted else Rows(0, 0)
+
+
+def was_filled(dal: StorageDAL) -> bool:
+    """Whether the tables hold tasks, or have ever held some; works at every revision."""
+    query = (
+        "SELECT to_regclass('scheduler_storage') IS NOT NULL, EXISTS (SELECT FROM scheduler_tasks)"
+    )
+    has_state, has_tasks = dal.database.run(lambda c: c.execute(query).fetchone()).result or (0, 0)
+    if has_tasks or not has_state:
+        return bool(has_tasks)
+    query = "SELECT EXISTS (SELECT FROM scheduler_storage WHERE filled_at IS NOT NULL)"
+    return dal.database.run(lambda c: c.execute(query).fetchone()).result == (True,)

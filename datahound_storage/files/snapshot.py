@@ -169,11 +169,12 @@ def report_damage(path: Path, found: Snapshot) -> None:
     for problem in found.problems:
         log.error("%s: %s", path, problem)
     log.error(
-        "%s is damaged: the %d tasks that can be read are used. Before it is written again it is "
+        "%s is damaged: the %d task%s that can be read %s used. Before it is written again it is "
         "kept aside. What it lacks comes from the database, where one serves; the rest has to be "
         "added again by hand, from the kept file.",
         path,
         len(found.items),
+        *(("", "is") if len(found.items) == 1 else ("s", "are")),
     )
 
 

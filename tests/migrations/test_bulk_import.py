@@ -85,9 +85,7 @@ def test_quarantine_lists_each_fault_and_goes_on(
 
 def test_without_it_the_first_fault_stops_all(database_url: str, bad_files: list[str]) -> None:
     snapshot, history = bad_files
-    with pytest.raises(
-        SnapshotError, match=BAD_ITEMS[0] + r".*--on-error quarantine`, which"
-    ):
+    with pytest.raises(SnapshotError, match=BAD_ITEMS[0] + r".*--on-error quarantine`, which"):
         upgrade(database_url, x=[snapshot, history])
     # The snapshot is read first; a good one does not come in without its history.
     good = write_tasks(Path(snapshot.partition("=")[2]), 3)
