@@ -316,7 +316,8 @@ class TestStore:
     def test_the_ids_that_a_file_names(self, paths: StatePaths) -> None:
         assert snapshot.named_ids(paths.tasks_file) == []
         paths.tasks_file.write_bytes(
-            b'[{"task_id": "a"}, {"task_id"\n:"\\u00e9\\"", {"task_id": "a"}, \xff{"task_id": "c\nd"'
+            b'[{"task_id": "a"}, {"task_id"\n:"\\u00e9\\"", {"task_id": "a"}'
+            b', \xff{"task_id": "c\nd"'
         )
         assert snapshot.named_ids(paths.tasks_file) == ["a", 'é"', "c\nd"]
         paths.tasks_file.unlink()
