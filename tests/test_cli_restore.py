@@ -52,7 +52,7 @@ def test_an_emptied_list_is_brought_back_in_bulk(call: Call, mine: Installation)
     result = call("conflicts", "--restore", *kept, url=mine.url)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("30 versions restored in the database\n")
-    assert result.stdout.count("it was gone, and is there again") == 30
+    assert result.stdout.count("was gone, and is there again") == 30
     persistence = mine.open()
     after: list[dict[str, Any]] = persistence.load_tasks()
     persistence.close()
@@ -183,6 +183,8 @@ def test_it_can_be_tried_first(call: Call, mine: Installation, opened: MakePersi
     arguments = ("conflicts", "--restore", one, "f1", "--dry-run")
     result = call(*arguments, url=mine.url)
     assert result.stdout.startswith("2 versions would be restored in the database\n")
+    assert "what stands there would be kept as a conflict\n" in result.stdout
+    assert "is gone, and would be there again\n" in result.stdout
     found = json.loads(call(*arguments, "--json", url=mine.url).stdout)
     assert found["done"] is False
     assert [row["what"] for row in found["restored"]] == ["replaced", "added"]

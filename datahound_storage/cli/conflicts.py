@@ -167,14 +167,20 @@ def _restore(
     verb = "would be restored" if dry_run else "restored"
     place = "the database" if store == "database" else "the JSON files"
     say(f"{counted(len(done), 'version')} {verb} in {place}")
-    rows = [(kept.id, kept.conflict.task_key, kept.conflict.half, _WHAT[w]) for kept, w in done]
+    told = _WOULD if dry_run else _WHAT
+    rows = [(kept.id, kept.conflict.task_key, kept.conflict.half, told[w]) for kept, w in done]
     print_table("Tasks", ("id", "task", "half", "what"), rows)
 
 
-_WHAT: dict[str, str] = {
-    "added": "it was gone, and is there again",
+_WHAT = {
+    "added": "was gone, and is there again",
     "replaced": "what stood there is kept as a conflict",
-    "the same": "it was the same already",
+    "the same": "was the same already",
+}
+_WOULD = {
+    "added": "is gone, and would be there again",
+    "replaced": "what stands there would be kept as a conflict",
+    "the same": "is the same already",
 }
 
 

@@ -16,7 +16,7 @@ from datahound_storage.codec import Task, as_in_snapshot
 from datahound_storage.errors import FileStoreError, InvalidTaskError, SnapshotError
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
-from datahound_storage.reporting import Reporter
+from datahound_storage.reporting import Reporter, counted
 from datahound_storage.tasks import check
 
 log = Reporter()
@@ -169,12 +169,11 @@ def report_damage(path: Path, found: Snapshot) -> None:
     for problem in found.problems:
         log.error("%s: %s", path, problem)
     log.error(
-        "%s is damaged: the %d task%s that can be read %s used. Before it is written again it is "
+        "%s is damaged: %s can be read, and used. Before it is written again it is "
         "kept aside. What it lacks comes from the database, where one serves; the rest has to be "
         "added again by hand, from the kept file.",
         path,
-        len(found.items),
-        *(("", "is") if len(found.items) == 1 else ("s", "are")),
+        counted(len(found.items), "task"),
     )
 
 

@@ -301,9 +301,9 @@ class TestStore:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b'[{"task_id": "a"}, 7]', "1 task that can be read is used"),
-            (b"[7]", "0 tasks that can be read are used"),
-            (as_file(GOOD)[:-1], "2 tasks that can be read are used"),
+            (b'[{"task_id": "a"}, 7]', "1 task can be read"),
+            (b"[7]", "0 tasks can be read"),
+            (as_file(GOOD)[:-1], "2 tasks can be read"),
         ],
     )
     def test_what_can_be_read_is_counted(
@@ -311,7 +311,7 @@ class TestStore:
     ) -> None:
         paths.tasks_file.write_bytes(content)
         snapshot.report_damage(paths.tasks_file, snapshot.read(paths.tasks_file))
-        assert f"is damaged: the {words}" in caplog.text
+        assert f"is damaged: {words}, and used" in caplog.text
 
     def test_the_ids_that_a_file_names(self, paths: StatePaths) -> None:
         assert snapshot.named_ids(paths.tasks_file) == []
