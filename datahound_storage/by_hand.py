@@ -10,7 +10,7 @@ from functools import cached_property
 from datahound_storage.attach import Keep, plan_meeting
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
-from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files import atomic, history, sidecar, snapshot
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files_side import FilesSide
@@ -26,8 +26,10 @@ class Preview:
     `to_database` are written there from the files, `deleted_in_database` are deleted there;
     `to_files` are written to the snapshot from the database, `deleted_in_files` leave it;
     `reordered`: one side gets the other's order of the tasks. `lost` are the versions that lose
-    and are kept as conflicts. `damage` is what cannot be read in the snapshot, which is kept aside.
-    `runs_pruned` leave the table, as they were trimmed while the files were the only store.
+    and are kept as conflicts, each for its reason in `lost_reasons`. `emptied`: all tasks of the
+    database are to be deleted, as none of them is in the files. `damage` is what cannot be read in
+    the snapshot, which is kept aside. `runs_pruned` leave the table, as they were trimmed while the
+    files were the only store.
     """
 
     to_database: list[str]
@@ -41,6 +43,8 @@ class Preview:
     runs_pruned: int = 0
     reordered: bool = False
     damage: list[str] = field(default_factory=list)
+    lost_reasons: list[str] = field(default_factory=list)
+    emptied: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -77,7 +81,7 @@ class Sides:
     def __init__(self, dal: StorageDAL, paths: StatePaths) -> None:
         self._dal = dal
         self._paths = paths
-        self._files = FilesSide(snapshot.read(paths.tasks_file), sidecar.read(paths.sidecar_file))
+        self._files = _files_side(paths)
         self._changes = dal.read_changes(None)
         stored = sorted(self._changes.tasks, key=lambda task: (task.position, task.task_key))
         self._in_database = [TaskText(task.task_key, task.text) for task in stored]
@@ -100,6 +104,8 @@ class Sides:
             runs_pruned=pruned,
             reordered=plan.order is not None or _common(files, after) != _common(after, files),
             damage=self._files.snapshot.problems,
+            lost_reasons=[conflict.reason for conflict in plan.conflicts],
+            emptied=bool(plan.delete) and len(plan.delete) == len(self._in_database),
         )
 
     @cached_property
@@ -133,6 +139,13 @@ class Sides:
             files_newest=max(filter(None, map(parse_time, updates)), default=None),
             database_newest=_time(changes.newest_us),
         )
+
+
+def _files_side(paths: StatePaths) -> FilesSide:
+    """As a meeting reads it, but for the damaged snapshot that it keeps aside."""
+    found, known = snapshot.read(paths.tasks_file), sidecar.read(paths.sidecar_file)
+    unpublished = atomic.unpublished(paths.tasks_file)
+    return FilesSide(found, known and known.settled(found.signature, unpublished))
 
 
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:

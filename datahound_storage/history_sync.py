@@ -11,7 +11,7 @@ from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.run_table import line_of
-from datahound_storage.reporting import Reporter
+from datahound_storage.reporting import Reporter, counted
 from datahound_storage.runs import row_of
 
 log = Reporter()
@@ -37,7 +37,7 @@ def sync_history(
     )
     added = dal.add_runs(missing)
     if added:
-        log.info("carried over from the history file: %d runs", added)
+        log.info("carried over from the history file: %s", counted(added, "run"))
     try:
         _append_missing(dal, paths, recorded, patience)
     except (LockTimeoutError, FileStoreError) as error:
@@ -78,4 +78,4 @@ def _append_missing(
             return
         runs = sorted(dal.runs_by_ids(ids), key=lambda r: r.row.finished_at or r.row.started_at)
         history.append(paths.history_file, map(line_of, runs), durable=True)
-    log.info("carried over to %s: %d runs", paths.history_file, len(ids))
+    log.info("carried over to %s: %s", paths.history_file, counted(len(ids), "run"))

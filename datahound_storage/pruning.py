@@ -13,7 +13,7 @@ from datahound_storage.postgres import pruning
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.pruning import Batch, Connection, Place
-from datahound_storage.reporting import Reporter
+from datahound_storage.reporting import Reporter, counted
 
 log = Reporter()
 
@@ -43,10 +43,11 @@ def prune(database: Database, cutoff: datetime, keep_last: int, patience: float)
         database.run(partial(work.alone, patience=patience), bulk=True)
     except StorageError as error:
         if work.deleted:
-            log.error("pruning stopped after %d runs: %s", work.deleted, error)
+            log.error("pruning stopped after %s: %s", counted(work.deleted, "run"), error)
         raise
     if work.in_use:
-        log.warning("%d old runs were in use: the next pruning takes them", work.in_use)
+        number = counted(work.in_use, "old run")
+        log.warning("%s in use: the next pruning takes what it left", number)
     return work.deleted
 
 

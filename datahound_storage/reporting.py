@@ -22,3 +22,8 @@ class Reporter(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         """Leave everything as it is."""
         return msg, kwargs
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 task`, `1,500 runs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

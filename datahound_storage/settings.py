@@ -56,6 +56,13 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def why_no_url(settings: Settings) -> str:
+    """Why the files are the store, where there is no URL."""
+    if settings.url_variable != PLATFORM_URL_VARIABLE:
+        return f"{settings.url_variable} is empty"
+    return f"neither {URL_VARIABLE} nor {PLATFORM_URL_VARIABLE} is set to a URL"
+
+
 def normalize_url(value: str, variable: str = URL_VARIABLE) -> str | None:
     """Return `value` as a libpq URL, None where it is blank.
 

@@ -1,9 +1,8 @@
 """Whether the files show what the database holds: task by task, run by run.
 
-A scheduler may be writing meanwhile. A change reaches the database a moment before the snapshot,
-and a run the file a moment before the table: so a difference counts only if a second reading, a
-moment later, finds the very same one. The file lock is held while the snapshot is read, and never
-while waiting for the database: that would stop the scheduler when the database stops.
+A scheduler may be writing: a change is in the database a moment before the snapshot, and a run in
+the file before the table. So a difference counts only if a second reading, a moment later, finds it
+again. The file lock is held while the snapshot is read, never while waiting for the database.
 """
 
 from __future__ import annotations
@@ -42,9 +41,18 @@ class TaskDifference:
 
 
 @dataclass(frozen=True)
+class UnreadTask:
+    """A task that only a damaged snapshot names, this one or one that was kept aside: its file."""
+
+    task_key: str
+    file: str
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """What a comparison found.
 
+    `tasks_unread` are named in a damaged snapshot, and in the database they neither are nor were.
     Runs count if they ended. `runs_trimmed`: lines of runs that the database has pruned since, a
     failed trim or another host left them, and they are never carried back. `lines_unusable`: lines
     that no reader can use, `in_motion`: differences that were gone or others a moment later. None
@@ -60,6 +68,7 @@ class VerifyReport:
     tasks_different: tuple[TaskDifference, ...] = ()
     order_differs: bool = False
     snapshot_problems: tuple[str, ...] = ()
+    tasks_unread: tuple[UnreadTask, ...] = ()
     runs_only_in_table: tuple[str, ...] = ()
     runs_only_in_file: tuple[str, ...] = ()
     runs_different: tuple[str, ...] = ()
@@ -76,6 +85,7 @@ class VerifyReport:
             or self.tasks_different
             or self.order_differs
             or self.snapshot_problems
+            or self.tasks_unread
             or self.runs_only_in_table
             or self.runs_only_in_file
             or self.runs_different
@@ -92,6 +102,7 @@ class _Kind(Enum):
     TASK_DIFFERENT = auto()
     ORDER = auto()
     PROBLEM = auto()
+    TASK_UNREAD = auto()
     RUN_ONLY_IN_TABLE = auto()
     RUN_ONLY_IN_FILE = auto()
     RUN_DIFFERENT = auto()
@@ -144,6 +155,11 @@ def _report(reading: _Reading, in_motion: int) -> VerifyReport:
         ),
         order_differs=bool(names(_Kind.ORDER)),
         snapshot_problems=names(_Kind.PROBLEM),
+        tasks_unread=tuple(
+            UnreadTask(key, str(file))
+            for (kind, key), file in reading.found.items()
+            if kind is _Kind.TASK_UNREAD
+        ),
         runs_only_in_table=names(_Kind.RUN_ONLY_IN_TABLE),
         runs_only_in_file=names(_Kind.RUN_ONLY_IN_FILE),
         runs_different=names(_Kind.RUN_DIFFERENT),
@@ -156,6 +172,7 @@ def _read(dal: StorageDAL, paths: StatePaths, patience: float) -> _Reading:
     with _lock_if_any(paths, patience):
         found = snapshot.read(paths.tasks_file)
     _compare_tasks(reading, dal.read_changes(None).tasks, found)
+    _find_unread(reading, dal, paths, found)
     lines = _read_lines(paths.history_files, dal.history_cutoff())
     runs = dal.read_runs(lambda stored: _compare_runs(stored, lines))
     reading.found.update(runs.found)
@@ -186,6 +203,18 @@ def _compare_tasks(reading: _Reading, stored: list[StoredTask], found: Snapshot)
     orders = [key for key in database if key in files], [key for key in files if key in database]
     if orders[0] != orders[1]:
         reading.add(_Kind.ORDER, "", tuple(map(tuple, orders)))
+
+
+def _find_unread(reading: _Reading, dal: StorageDAL, paths: StatePaths, found: Snapshot) -> None:
+    """Tasks that neither side has: they are in a file that was damaged when it was imported."""
+    damaged = [*snapshot.kept_aside(paths.tasks_file), *([paths.tasks_file] * found.damaged)]
+    named = {key: path.name for path in damaged for key in snapshot.named_ids(path)}
+    known = {item.task_key for item in found.items}
+    if named.keys() - known:
+        known |= {stored.task_key for stored in dal.read_changes(None).tasks}
+        known |= dal.tombstones().keys()
+    for key in (key for key in named if key not in known):
+        reading.add(_Kind.TASK_UNREAD, key, named[key])
 
 
 def _compare_task(reading: _Reading, stored: StoredTask, item: SnapshotItem) -> None:

@@ -80,6 +80,14 @@ def test_a_url_that_cannot_be_used_is_an_error(run: Run, command: str, url: str)
 def test_a_command_on_the_database_needs_a_url(run: Run, command: str) -> None:
     failed(run(command), "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set")
     failed(run(command, url=" "), "DATAHOUND_STORAGE_URL is empty")
+    failed(run(command, "--url", ""), "--url is empty")
+
+
+def test_an_empty_url_is_not_called_unset(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")
+    told = "neither DATAHOUND_STORAGE_URL nor DATABASE_URL is set to a URL"
+    assert told in run("status").stdout
+    failed(run("verify"), told)
 
 
 @pytest.mark.parametrize("command", ["upgrade", "verify", "reconcile"])
@@ -176,19 +184,82 @@ def test_upgrade_makes_the_tables_and_imports_the_files(run: Run, database_url: 
 def test_upgrade_has_nothing_to_do_at_head(run: Run, migrated_url: str) -> None:
     result = run("upgrade", url=migrated_url)
     assert result.exit_code == 0
-    assert "nothing to do" in result.stdout
+    assert f"the schema is at revision {HEAD}, the newest: nothing to do." in result.stdout
     assert "The tables hold 0 tasks and 0 runs." in result.stdout
 
 
+def test_upgrade_at_head_tells_what_brings_the_files_in(
+    run: Run, migrated_url: str, base: Path
+) -> None:
+    result = run("upgrade", url=migrated_url)
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("The files were not imported: files are imported only where this run")
+    assert f"carries over what {base}/data holds; to do it now: `datahound-storage rec" in last
+    assert json.loads(run("upgrade", "--json", url=migrated_url).stdout)["note"] == last
+    assert run("reconcile", url=migrated_url).exit_code == 0
+    assert sql(migrated_url, "SELECT count(*) FROM scheduler_tasks") == [(40,)]
+    result = run("upgrade", url=migrated_url)
+    assert result.stdout.splitlines()[-1] == "The tables hold 40 tasks and 1,500 runs."
+
+
+@pytest.mark.parametrize("revision", ["head", "0001", HEAD])
+def test_upgrade_refuses_files_that_it_would_not_import(
+    run: Run, migrated_url: str, base: Path, revision: str
+) -> None:
+    files = {"--snapshot": base / "data/scheduler/scheduled_tasks.json"}
+    files["--history"] = base / "logging/scheduler/task_history.jsonl"
+    given = [str(word) for pair in files.items() for word in pair]
+    if revision == "0001":
+        downgrade(migrated_url, "base")
+    result = run("upgrade", "--revision", revision, *given, url=migrated_url)
+    failed(result, "--snapshot and --history would have no effect", "`datahound-storage reconcile`")
+    for path in files.values():
+        assert str(path) in result.stderr
+    result = run("upgrade", "--revision", revision, *given[2:], url=migrated_url)
+    failed(result, "error: --history would have no effect")
+
+
+def test_upgrade_with_files_can_be_repeated(run: Run, database_url: str, base: Path) -> None:
+    arguments = ("upgrade", "--snapshot", str(base / "data/scheduler/scheduled_tasks.json"))
+    assert "had no effect" not in run(*arguments, url=database_url).stdout
+    result = run(*arguments, url=database_url)
+    assert result.exit_code == 0
+    assert "--snapshot had no effect: the tables were filled before.\n" in result.stdout
+
+
+def test_upgrade_asks_about_files_that_are_not_there(
+    run: Run, database_url: str, base: Path
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.unlink()
+    result = run("upgrade", url=database_url)
+    assert f"No tasks were imported: there is no {path}." in result.stdout
+
+
+def test_upgrade_with_options_that_exclude_each_other(run: Run, database_url: str) -> None:
+    path = "data/scheduler/scheduled_tasks.json"
+    result = run("upgrade", "--no-import", "--snapshot", path, url=database_url)
+    assert result.exit_code == 2
+    assert "--no-import excludes" in result.stderr
+
+
 def test_upgrade_stops_where_it_is_told_and_goes_on(run: Run, database_url: str) -> None:
-    assert "to revision 0001" in run("upgrade", "--revision", "0001", url=database_url).stdout
+    first = run("upgrade", "--revision", "0001", url=database_url)
+    assert "to revision 0001" in first.stdout
+    assert "not imported: that is what revision 0003 does" in first.stdout
+    assert "at revision 0001 already: nothing to do" in (
+        run("upgrade", "--revision", "0001", url=database_url).stdout
+    )
     result = run("upgrade", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": "0001", "to": HEAD, "tasks": 40, "runs": 1500}
+    done = {"from": "0001", "to": HEAD, "tasks": 40, "runs": 1500, "note": None}
+    assert json.loads(result.stdout) == done
 
 
 def test_upgrade_makes_the_tables_only(run: Run, database_url: str) -> None:
     result = run("upgrade", "--no-import", "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
+    note = "The files were not imported, as --no-import says."
+    done = {"from": None, "to": HEAD, "tasks": 0, "runs": 0, "note": note}
+    assert json.loads(result.stdout) == done
 
 
 def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: Path) -> None:
@@ -197,7 +268,8 @@ def test_upgrade_imports_the_given_files(run: Run, database_url: str, tmp_path: 
     history.write_text('{"timestamp": "2026-01-01T00:00:00+00:00", "task_id": "only"}\n')
     files = ("--snapshot", str(snapshot), "--history", str(history))
     result = run("upgrade", *files, "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 1, "runs": 1}
+    done = {"from": None, "to": HEAD, "tasks": 1, "runs": 1, "note": None}
+    assert json.loads(result.stdout) == done
     assert sql(database_url, "SELECT task_key FROM scheduler_tasks") == [("only",)]
 
 
@@ -207,7 +279,9 @@ def test_upgrade_imports_from_the_given_directory_and_no_other(
     other = tmp_path / "other" / "data"
     (other / "scheduler").mkdir(parents=True)
     result = run("upgrade", "--data-dir", str(other), "--json", url=database_url)
-    assert json.loads(result.stdout) == {"from": None, "to": HEAD, "tasks": 0, "runs": 0}
+    done = json.loads(result.stdout)
+    assert (done["tasks"], done["runs"]) == (0, 0)
+    assert f"there is no {other}/scheduler/scheduled_tasks.json" in done["note"]
 
 
 def test_upgrade_leaves_out_what_is_faulty_if_it_may(
@@ -219,9 +293,28 @@ def test_upgrade_leaves_out_what_is_faulty_if_it_may(
     stopped = run(*arguments, url=database_url)
     assert stopped.exit_code == 2
     assert "item 2 (line 1) needs a task_id" in stopped.stderr
+    assert "run `datahound-storage upgrade --on-error quarantine`, which lists" in stopped.stderr
+    assert "the tables stand at revision 0002" in stopped.stderr
+    assert "--snapshot PATH and --history PATH name other files, --no-import" in stopped.stderr
+    assert "-x " not in stopped.stderr
     result = run(*arguments, "--on-error", "quarantine", url=database_url)
     assert json.loads(result.stdout)["tasks"] == 1
-    assert "left out: " in result.stderr + capfd.readouterr().err
+    said = result.stderr + capfd.readouterr().err
+    assert "left out: " in said
+    assert "imported 1 task and 1,500 runs, left out 1 task and 0 lines of the history" in said
+
+
+def test_upgrade_counts_the_tasks_that_a_torn_item_costs(
+    run: Run, database_url: str, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    first, *middle, last = path.read_text().split("\n  {")
+    middle[19] = middle[19][:60]
+    path.write_text("\n  {".join([first, *middle, last]))
+    result = run("upgrade", "--on-error", "quarantine", url=database_url)
+    said = result.stderr + capfd.readouterr().err
+    assert "imported 19 tasks and 1,500 runs, left out 21 tasks and 0 lines of the history" in said
+    assert "The tables hold 19 tasks and 1,500 runs." in result.stdout
 
 
 def test_upgrade_stops_at_a_bad_snapshot(run: Run, database_url: str, base: Path) -> None:
@@ -248,6 +341,28 @@ def test_status_without_a_url(run: Run) -> None:
     assert "40 tasks (25 active" in result.stdout
     assert "1,500 runs" in result.stdout
     assert result.stdout.count("2026-11-06T") == 5
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+def test_status_counts_tasks_and_runs_that_lack_something(
+    run: Run, base: Path, migrated_url: str, opened: MakePersistence, with_database: bool
+) -> None:
+    url = migrated_url if with_database else None
+    tasks = [{"task_id": "a"}, {"task_id": "b", "status": None}, make_task("c")]
+    (base / "data/scheduler/scheduled_tasks.json").write_text(json.dumps(tasks))
+    line = {"timestamp": "2026-11-07T00:00:00+00:00", "task_id": "a", "message": None}
+    line |= {"task_name": None, "task_type": None, "success": True, "duration_seconds": None}
+    with (base / "logging/scheduler/task_history.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    if with_database:
+        opened(base, url=url)
+    result = run("status", url=url)
+    assert result.exit_code == 0
+    assert "3 tasks (2 without a status, 1 active)" in result.stdout
+    assert "None" not in result.stdout
+    assert "  2026-11-07T00:00:00  a " in result.stdout
+    found = json.loads(run("status", "--json", url=url).stdout)
+    assert found["tasks"] == {"without a status": 2, "active": 1}
 
 
 def test_status_of_somebody_who_rolled_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +448,12 @@ def test_a_newer_schema_that_can_be_used(run: Run, migrated_url: str) -> None:
     assert result.exit_code == 0
     assert json.loads(result.stdout)["schema"]["state"] == "ahead"
     # An older release that is deployed again has nothing to upgrade, and goes on.
-    assert run("upgrade", url=migrated_url).exit_code == 0
+    result = run("upgrade", url=migrated_url)
+    assert result.exit_code == 0
+    assert "nothing to do: the schema is at revision 9999, which this version does not" in (
+        result.stdout
+    )
+    assert "but can use: update this package in due course" in result.stdout
     result = run("upgrade", "--revision", "0001", url=migrated_url)
     failed(result, "9999", "pip install --upgrade")
 
@@ -468,6 +588,57 @@ def test_verify_different(run: Run, database_url: str, base: Path) -> None:
     result = run("verify", "--json", url=database_url)
     assert result.exit_code == 1
     assert len(json.loads(result.stdout)["tasks_different"]) == 3
+
+
+def test_verify_names_the_tasks_that_an_import_left_out(
+    run: Run, database_url: str, base: Path, opened: MakePersistence
+) -> None:
+    path = base / "data/scheduler/scheduled_tasks.json"
+    first, *middle, last = path.read_text().split("\n  {")
+    middle[19] = middle[19][:60]
+    path.write_text("\n  {".join([first, *middle, last]))
+    assert run("upgrade", "--on-error", "quarantine", url=database_url).exit_code == 0
+    result = run("verify", "--limit", "50", url=database_url)
+    assert result.exit_code == 1
+    assert result.stdout.count("only in scheduled_tasks.json, unread") == 21
+    # The start keeps the damaged file aside, and writes one that shows what the database has.
+    opened(base, url=database_url).load_tasks()
+    result = run("verify", "--limit", "50", url=database_url)
+    assert result.exit_code == 1
+    assert "equal" not in result.stdout
+    assert result.stdout.count("only in scheduled_tasks.json.damaged-") == 21
+    assert "DIFFERENT: 21 differences\ntasks in a damaged file only: mend" in result.stdout
+    assert "a start would carry over" not in result.stdout
+    kept = next(path.parent.glob("*.damaged-*"))
+    found = json.loads(run("verify", "--json", url=database_url).stdout)
+    assert {task["file"] for task in found["tasks_unread"]} == {kept.name}
+    kept.unlink()
+    assert run("verify", url=database_url).stdout.endswith("\nequal\n")
+
+
+def test_verify_forgets_what_a_damaged_file_names_once_it_was_in_the_database(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    persistence = opened(base, url=migrated_url)
+    path = base / "data/scheduler/scheduled_tasks.json"
+    path.with_name(f"{path.name}.damaged-by-hand").write_bytes(path.read_bytes()[:-5] + b"\xff")
+    assert persistence.delete_task(persistence.load_tasks()[3]["task_id"])
+    assert run("verify", url=migrated_url).stdout.endswith("\nequal\n")
+
+
+def test_verify_names_the_choice_where_the_sides_do_not_belong_together(
+    run: Run, migrated_url: str, base: Path, opened: MakePersistence
+) -> None:
+    opened(base, url=migrated_url).add_task(make_task("a"))
+    sql(migrated_url, "UPDATE scheduler_storage SET identity = gen_random_uuid()")
+    sql(migrated_url, "UPDATE scheduler_tasks SET status = 'paused'")
+    result = run("verify", url=migrated_url)
+    assert result.exit_code == 1
+    step = result.stdout.splitlines()[-1]
+    assert step.startswith("another database wrote the snapshot than the one that the URL leads to")
+    assert "datahound-storage reconcile --keep both|files|database (with --dry-run:" in step
+    assert "a start would carry over" not in result.stdout
+    assert run("reconcile", "--keep", "both", "--dry-run", url=migrated_url).exit_code == 0
 
 
 def test_verify_notes_what_makes_no_difference(run: Run, database_url: str, base: Path) -> None:

@@ -75,12 +75,67 @@ def test_the_plan_and_then_the_deed(call: Call, mine: Installation) -> None:
     ]
     done = call("reconcile", url=mine.url)
     assert done.exit_code == 0
-    assert done.stdout.splitlines() == ["Done:", *told]
+    assert done.stdout.splitlines() == ["Done:", *(x.replace("would be ", "") for x in told)]
+    assert [" ".join(line.split()) for line in told[-3:]] == [
+        "added would be written to the database",
+        "kept would be deleted in the database",
+        "edited would be written to the snapshot; would be kept as a conflict: changed on both "
+        "sides; the newer change was kept",
+    ]
     assert "hush" not in planned.output + done.output
     assert (plan["done"], plan["nothing_to_do"], plan["lost"]) == (False, False, ["edited"])
     assert (plan["to_database"], plan["deleted_in_database"]) == (["added"], ["kept"])
     assert mine.lost() == [("edited", "in the files")]
     mine.require_equal()
+
+
+def test_an_emptied_list_is_summed_up_and_each_task_named_once(
+    call: Call, mine: Installation
+) -> None:
+    situations.yesterday(mine)
+    OldCode(mine.base).save([])
+    for arguments, words in ((["--dry-run"], "would be deleted"), ([], "were deleted")):
+        result = call("reconcile", *arguments, url=mine.url)
+        summary = f"  ALL 3 tasks of the database {words}, as none of them is in the files; "
+        assert summary + "to bring them back: `datahound-storage conflicts --rest" in result.stdout
+        assert "was deleted" not in result.stdout
+        for key in ("kept", "edited", "deleted"):
+            table = result.stdout.partition("\nTasks\n")[2]
+            rows = [line for line in table.splitlines() if line.split()[:1] == [key]]
+            assert f"task '{key}'" not in result.stdout
+            assert len(rows) == 1
+            assert "kept as a conflict: missing from the files, with all other tasks" in rows[0]
+    assert len(mine.lost()) == 3
+
+
+def test_the_plan_for_the_task_that_was_added_last(call: Call, mine: Installation) -> None:
+    situations.yesterday(mine)
+    old = OldCode(mine.base)
+    old.save([task for task in old.load() if task["task_id"] != "deleted"])
+    plan = value(call("reconcile", "--dry-run", "--json", url=mine.url))
+    assert (plan["deleted_in_database"], plan["lost"]) == (["deleted"], [])
+    assert call("reconcile", url=mine.url).exit_code == 0
+    assert mine.lost() == []
+
+
+def test_what_is_told_of_a_task_is_in_its_row(call: Call, mine: Installation) -> None:
+    situations.yesterday(mine)
+    old = OldCode(mine.base)
+    tasks = [task for task in old.load() if task["task_id"] != "edited"]
+    tasks[0]["name"] = "in the files"
+    old.save(tasks)
+    mine.sql("DELETE FROM scheduler_tasks WHERE task_key = 'kept'")
+    mine.sql("UPDATE scheduler_tasks SET company = 'Bolt' WHERE task_key = 'edited'")
+    result = call("reconcile", "--dry-run", url=mine.url)
+    rows = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert (
+        "kept would be written to the database; was deleted in the database but edited in the "
+        "files: it is kept"
+    ) in rows
+    assert (
+        "edited would be written to the snapshot; was deleted in the files but edited in the "
+        "database: it is kept"
+    ) in rows
 
 
 def test_json_says_what_was_done(call: Call, mine: Installation) -> None:

@@ -56,8 +56,9 @@ def make_checkout(directory: Path) -> None:
     for name in ("data", "logging"):
         shutil.copytree(ROOT / "examples" / name, directory / name)
     (directory / "sql.py").write_text(_SQL)
-    # So that the runbook has something to show and to forget.
-    lost = [Conflict(key, "operator", "later", f'{{"task_id": "{key}"}}', "a test") for key in "ab"]
+    # So that the runbook has something to show, to restore and to forget.
+    texts = {key: f'{{"task_id": "{key}"}}' for key in "abcd"}
+    lost = [Conflict(key, "operator", "later", text, "a test") for key, text in texts.items()]
     conflicts.append(StatePaths.below(directory / "data").conflicts_file, lost)
 
 
@@ -78,6 +79,8 @@ def test_the_commands_of_a_document_run(document: str, database_url: str, tmp_pa
     assert done.returncode == 0, done.stdout
     if "datahound-storage verify" in commands:
         assert "\nequal\n" in done.stdout
+    if "conflicts --restore f3 f4\n" in commands:
+        assert "\n2 versions restored in the database\n" in done.stdout
     if "conflicts --forget f1" in commands:
         assert "\n2 conflicts forgotten\n" in done.stdout
 
@@ -86,7 +89,8 @@ def test_there_are_commands_to_run() -> None:
     runbook = script((ROOT / "docs/runbook.md").read_text(), "URL")
     assert runbook.count("datahound-storage") >= 8
     readme = script((ROOT / "README.md").read_text(), "URL")
-    assert "alembic upgrade head\n" in readme
+    assert "datahound-storage upgrade\n" in readme
+    assert "EmbeddedServer(" in readme
     assert "SchedulerPersistence(" in readme
     assert "make " not in readme
     assert "pip install" not in readme
@@ -160,3 +164,20 @@ def test_every_command_is_in_the_readme() -> None:
 
     readme = (ROOT / "README.md").read_text()
     assert [c.name for c in COMMANDS if f"datahound-storage {c.name}" not in readme] == []
+
+
+def test_the_runbook_tells_what_an_edit_of_each_column_does() -> None:
+    from datahound_storage.postgres import schema
+
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    table = runbook.partition("| column of `scheduler_tasks` |")[2].partition("\n\n")[0]
+    first = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", "".join(first))) == sorted(schema.tasks.c.keys())
+
+
+def test_the_readme_tells_what_a_task_must_hold() -> None:
+    from datahound_storage.records import TaskStatus
+
+    readme = (ROOT / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith("| `status` |"))
+    assert set(re.findall(r"`(\w+)`", row)) == {"status", *TaskStatus}

@@ -360,12 +360,17 @@ def _refuse_what_the_files_lack() -> None:
     tasks, runs = _missing_tasks(snapshot), _missing_runs(history)
     if tasks or runs:
         example = f"; the first is {(tasks or runs)[0]!r}" if tasks or runs else ""
+        found = f"{_counted(tasks, 'task')} and {_counted(runs, 'run')}"
+        places = f"{snapshot} and {', '.join(map(str, history))}"
         raise CommandError(
-            f"{len(tasks)} tasks and {len(runs)} runs are in the tables and not, or not equally, "
-            f"in {snapshot} and {', '.join(map(str, history))}{example}. Nothing was dropped. Name "
-            "the right files with -x snapshot=PATH and -x history=PATH, or give up the rows with "
-            "-x drop=yes."
+            f"{found} are in the tables and not, or not equally, in {places}{example}. Nothing was "
+            "dropped. Name the right files with -x snapshot=PATH and -x history=PATH, or give up "
+            "the rows with -x drop=yes."
         )
+
+
+def _counted(found: Sequence[Any], noun: str) -> str:
+    return f"{len(found)} {noun}{'' if len(found) == 1 else 's'}"
 
 
 def _paths() -> tuple[Path, list[Path]]:

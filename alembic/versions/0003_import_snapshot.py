@@ -5,7 +5,8 @@ history's runs. `-x snapshot=PATH` and `-x history=PATH` name the files, else th
 data directory (DATAHOUND_DATA_DIR, default `data`); `-x import=no` leaves them out. Running it
 again imports nothing. A faulty item or line stops it and is named by its position;
 `-x on_error=quarantine` lists them all and goes on with the others. Whatever stops it, a kill too,
-nothing was imported then: it is one transaction.
+nothing was imported then: it is one transaction. `datahound-storage upgrade` has options of its
+own for all of these, and a message names those of the command that runs.
 
 Files of any size are read piece by piece. What is in them is put in temporary tables first, so that
 the tasks are locked for the last step only.
@@ -55,6 +56,8 @@ PIECE = 1 << 20
 LONGEST_ITEM = 64 << 20
 LOCK_SECONDS = 10.0
 PROGRESS_SECONDS = 2.0
+# What tells that a task is there, where it cannot be read.
+TASK_ID = '"task_id"'
 
 TASK_COLUMNS = """id uuid, task_key text, task_type text, company text, schedule_type text,
     schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
@@ -82,28 +85,69 @@ class Faults:
     def __init__(self, given: dict[str, str]) -> None:
         choice = given.get("on_error", "stop")
         if choice not in ("stop", "quarantine"):
-            raise FileError(f"-x on_error={choice}: it is stop or quarantine. Nothing was changed.")
+            raise FileError(f"{option('on_error', choice)}: it is stop or quarantine. {standing()}")
         self._quarantine = choice == "quarantine"
-        self._count = 0
+        self._tasks = self._lines = 0
 
-    def add(self, path: Path, problem: str) -> None:
-        """Raise FileError, or tell it."""
+    def add_task(self, path: Path, problem: str, tasks: int = 1) -> None:
+        """Raise FileError, or tell what costs so many tasks."""
         if not self._quarantine:
-            raise fault(path, problem, QUARANTINE)
-        self.leave_out(path, problem)
-
-    def leave_out(self, path: Path, problem: str) -> None:
-        """Tell it in any case."""
-        self._count += 1
+            raise fault(path, problem, may_leave_out=True)
+        self._tasks += tasks
         say(f"left out: {path}: {problem}")
 
-    def end(self) -> None:
-        """Say how many there were."""
-        if self._count:
-            say(f"left out {self._count:,} in all; the files have them still")
+    def add_line(self, path: Path, problem: str, has_end: bool) -> None:
+        """Raise FileError, or tell it; the latter in any case of a line that has no end."""
+        if has_end and not self._quarantine:
+            raise fault(path, problem, may_leave_out=True)
+        self._lines += 1
+        say(f"left out: {path}: {problem}")
+
+    def end(self, imported: tuple[int, int] | None) -> None:
+        """Say how many were left out, and how many tasks and runs were imported, if that is known.
+
+        Nothing where nothing was left out: the lines before say it all.
+        """
+        if not (self._tasks or self._lines):
+            return
+        done = ""
+        if imported is not None:
+            done = f"imported {counted(imported[0], 'task')} and {counted(imported[1], 'run')}, "
+        lines = counted(self._lines, "line")
+        left = f"left out {counted(self._tasks, 'task')} and {lines} of the history"
+        say(f"{done}{left}; the files have them still")
 
 
-QUARANTINE = "-x on_error=quarantine lists all that is wrong and goes on without it"
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def by_alembic() -> bool:
+    """Whether Alembic's command line is at work, and not `datahound-storage` or a program."""
+    config = getattr(context, "config", None)
+    return getattr(getattr(config, "cmd_opts", None), "cmd", None) is not None
+
+
+def option(name: str, value: str) -> str:
+    """An option with its value, as whoever reads a message would have to write it."""
+    return f"-x {name}={value}" if by_alembic() else f"--{name.replace('_', '-')} {value}"
+
+
+def command(options: str = "") -> str:
+    """What runs the upgrade, with options."""
+    if by_alembic():
+        return f"`alembic {options and f'{options} '}upgrade head`"
+    return f"`datahound-storage upgrade{options and f' {options}'}`"
+
+
+def standing() -> str:
+    """What there is after a failure: the revisions before this one are committed."""
+    if getattr(context, "config", None) is None or context.is_offline_mode():
+        return "Nothing was imported."
+    return (
+        f"Nothing was imported: the tables stand at revision {down_revision}, without what the "
+        "files hold."
+    )
 
 
 def upgrade() -> None:
@@ -114,9 +158,9 @@ def upgrade() -> None:
     if context.is_offline_mode():
         print_tasks(snapshot, faults)
         print_runs(history, faults)
+        faults.end(None)
     else:
-        import_files(snapshot, history, faults)
-    faults.end()
+        faults.end(import_files(snapshot, history, faults))
 
 
 def downgrade() -> None:
@@ -146,7 +190,7 @@ def named(given: dict[str, str], name: str) -> Path | None:
         return None
     path = Path(given[name]).absolute()
     if not path.is_file():
-        raise FileError(f"-x {name}={given[name]}: there is no such file. Nothing was changed.")
+        raise FileError(f"{option(name, given[name])}: there is no such file. {standing()}")
     return path
 
 
@@ -160,7 +204,7 @@ def read_tasks(path: Path, faults: Faults) -> Iterator[tuple[Any, ...]]:
             if not problem and item.task["task_id"] in keys:
                 problem = f"has the task_id {item.task['task_id'][:80]!r} of an item before it"
             if problem:
-                faults.add(path, f"{item.place} {problem}")
+                faults.add_task(path, f"{item.place} {problem}")
                 continue
             keys.add(item.task["task_id"])
             yield task_row(item.task, in_layout(item.text), timezone, now)
@@ -203,11 +247,16 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def fault(path: Path, problem: str, way_out: str = "") -> FileError:
+def fault(path: Path, problem: str, may_leave_out: bool = False) -> FileError:
+    quarantine = ""
+    if may_leave_out:
+        again = command(option("on_error", "quarantine"))
+        quarantine = f", or run {again}, which lists all that is wrong and goes on without it"
+    none = "-x import=no" if by_alembic() else "--no-import"
     return FileError(
-        f"{path}: {problem}. Nothing was imported. Correct the file or bring back a good copy, and "
-        "run the upgrade again; -x snapshot=PATH and -x history=PATH name other files, "
-        f"-x import=no leaves them out{way_out and f', {way_out}'}."
+        f"{path}: {problem}. {standing()} Correct the file or bring back a good copy, and run "
+        f"{command()} again{quarantine}. {option('snapshot', 'PATH')} and "
+        f"{option('history', 'PATH')} name other files, {none} leaves them out."
     )
 
 
@@ -238,7 +287,8 @@ class Snapshot:
             return
         self._at += 1
         if self._next():
-            self._faults.add(self._path, "there is text after the end of the list")
+            problem = "there is text after the end of the list"
+            self._faults.add_task(self._path, problem, self._count_rest())
 
     def _items(self) -> Generator[Item, None, bool]:
         """Yield the items; return whether the list has an end."""
@@ -247,8 +297,12 @@ class Snapshot:
             place = f"item {number} (line {self._count_lines()})"
             found = self._value()
             if found is None:
-                self._faults.add(
-                    self._path, f"{place} is torn or not JSON; nothing after it could be read"
+                lost = max(1, self._count_rest())
+                self._faults.add_task(
+                    self._path,
+                    f"{place} is torn or not JSON; nothing after it could be read: "
+                    f"{counted(lost, 'task')} with it, by their task_id",
+                    lost,
                 )
                 return False
             yield Item(place, *found)
@@ -256,7 +310,11 @@ class Snapshot:
             if mark == "]":
                 break
             if mark != ",":
-                self._faults.add(self._path, f"{place} is followed by no comma or bracket")
+                lost = self._count_rest()
+                problem = f"{place} is followed by no comma or bracket"
+                if lost:
+                    problem += f"; {counted(lost, 'task')} after it could not be read"
+                self._faults.add_task(self._path, problem, lost)
                 return False
             self._at += 1
         return True
@@ -288,6 +346,15 @@ class Snapshot:
                 self._at += 1
             if self._at < len(self._text) or not self._read_on():
                 return self._text[self._at : self._at + 1]
+
+    def _count_rest(self) -> int:
+        """How many tasks there are in what cannot be read, by the word that each of them has."""
+        found = self._text.count(TASK_ID, self._at)
+        while data := self._file.read(PIECE):
+            end = self._text[len(self._text) - len(TASK_ID) + 1 :]
+            self._text, self._at = end + self._decode(data), 0
+            found += self._text.count(TASK_ID)
+        return found
 
     def _count_lines(self) -> int:
         self._line += self._text.count(NEWLINE, self._counted, self._at)
@@ -322,8 +389,8 @@ def history_lines(path: Path, faults: Faults) -> Iterator["Line"]:
                     yield line
                 elif stripped:
                     # A last line without an end is being written, or a crash has torn it.
-                    tell = faults.add if raw.endswith(b"\n") else faults.leave_out
-                    tell(path, f"line {number} is no JSON object with a task_id and a timestamp")
+                    problem = f"line {number} is no JSON object with a task_id and a timestamp"
+                    faults.add_line(path, problem, has_end=raw.endswith(b"\n"))
     except OSError as error:
         raise fault(path, f"cannot be read ({error.strerror})") from error
 
@@ -331,13 +398,18 @@ def history_lines(path: Path, faults: Faults) -> Iterator["Line"]:
 # ---- Online: COPY
 
 
-def import_files(snapshot: Path | None, histories: list[Path], faults: Faults) -> None:
-    """Bring in what the files hold: the runs first, as they lock nobody out."""
+def import_files(snapshot: Path | None, histories: list[Path], faults: Faults) -> tuple[int, int]:
+    """Bring in what the files hold; return how many tasks and how many runs.
+
+    The runs first, as they lock nobody out.
+    """
+    tasks = runs = 0
     with_tasks = snapshot is not None and stage_tasks(snapshot, faults)
     if histories:
-        import_runs(histories, faults, with_tasks)
+        runs = import_runs(histories, faults, with_tasks)
     if snapshot is not None and with_tasks:
-        insert_tasks(snapshot)
+        tasks = insert_tasks(snapshot)
+    return tasks, runs
 
 
 def stage_tasks(path: Path, faults: Faults) -> bool:
@@ -345,29 +417,29 @@ def stage_tasks(path: Path, faults: Faults) -> bool:
     if ask(TASKS_WERE_THERE):
         say(f"{path}: not imported, as there have been tasks in the table before")
         return False
-    stage("incoming_tasks", TASK_COLUMNS, read_tasks(path, faults), f"tasks from {path}")
+    stage("incoming_tasks", TASK_COLUMNS, read_tasks(path, faults), "task", path)
     return True
 
 
-def insert_tasks(path: Path) -> None:
+def insert_tasks(path: Path) -> int:
     # The application may run: what it adds now must not mix with the import.
     op.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
     if ask(TASKS_WERE_THERE):
         raise FileError(
-            f"somebody has added tasks while {path} was read. Nothing was imported: run the "
-            "upgrade again, which then leaves the tasks as they are."
+            f"somebody has added tasks while {path} was read. {standing()} Run {command()} again, "
+            "which then leaves the tasks as they are."
         )
     columns = ", ".join(names(TASK_COLUMNS))
     statement = f"INSERT INTO scheduler_tasks ({columns}) SELECT {columns} FROM incoming_tasks AS i"
-    insert(statement, "incoming_tasks", f"tasks from {path}")
+    return insert(statement, "incoming_tasks", "task", path)
 
 
-def import_runs(paths: list[Path], faults: Faults, with_tasks: bool) -> None:
+def import_runs(paths: list[Path], faults: Faults, with_tasks: bool) -> int:
     if ask(RUNS_WERE_THERE):
         say("history: not imported, as there are runs in the table")
-        return
-    what = f"runs from {', '.join(map(str, paths))}"
-    stage("incoming_runs", STAGED_RUN_COLUMNS, staged_runs(paths, faults), what)
+        return 0
+    places = ", ".join(map(str, paths))
+    stage("incoming_runs", STAGED_RUN_COLUMNS, staged_runs(paths, faults), "run", places)
     for statement in NUMBER_EQUAL_LINES:
         op.execute(statement)
     source = "incoming_tasks" if with_tasks else "scheduler_tasks"
@@ -375,13 +447,14 @@ def import_runs(paths: list[Path], faults: Faults, with_tasks: bool) -> None:
         "task_id": "coalesce(t.id, i.task_id)",
         "run_id": "i.run_id || coalesce(n.number::text, '')",
     }
-    insert(
+    return insert(
         f"INSERT INTO scheduler_runs ({', '.join(names(RUN_COLUMNS))}) SELECT "
         + ", ".join(values.get(name, f"i.{name}") for name in names(RUN_COLUMNS))
         + f" FROM incoming_runs AS i LEFT JOIN {source} AS t ON t.task_key = i.task_key"
         " LEFT JOIN incoming_numbers AS n ON n.ordinal = i.ordinal",
         "incoming_runs",
-        what,
+        "run",
+        places,
         " ON CONFLICT (run_id) DO NOTHING",
     )
 
@@ -412,10 +485,12 @@ def staged_runs(paths: list[Path], faults: Faults) -> Iterator[tuple[Any, ...]]:
                 yield (number, digest, *run_row(unnumbered, {}))
 
 
-def stage(table: str, columns: str, rows: Iterable[tuple[Any, ...]], what: str) -> None:
+def stage(
+    table: str, columns: str, rows: Iterable[tuple[Any, ...]], noun: str, place: Path | str
+) -> None:
     """Put rows in a temporary table, numbered in their order."""
     op.execute(f"CREATE TEMP TABLE {table} (ordinal bigint, {columns}) ON COMMIT DROP")
-    progress = Progress("read", what)
+    progress = Progress("read", noun, place)
     numbered = ((number, *row) for number, row in enumerate(rows))
     for batch in batches(numbered):
         copy(table, f"ordinal bigint, {columns}", batch)
@@ -424,14 +499,15 @@ def stage(table: str, columns: str, rows: Iterable[tuple[Any, ...]], what: str) 
     op.execute(f"ANALYZE {table}")
 
 
-def insert(statement: str, table: str, what: str, end: str = "") -> None:
-    """Insert what was staged as `i`, batch by batch in its order."""
-    bind, progress = op.get_bind(), Progress("imported", what)
+def insert(statement: str, table: str, noun: str, place: Path | str, end: str = "") -> int:
+    """Insert what was staged as `i`, batch by batch in its order; return how many were new."""
+    bind, progress = op.get_bind(), Progress("imported", noun, place)
     last = bind.exec_driver_sql(f"SELECT max(ordinal) FROM {table}").scalar()
     for start in range(0, -1 if last is None else last + 1, BATCH):
         part = f" WHERE i.ordinal >= {start} AND i.ordinal < {start + BATCH} ORDER BY i.ordinal"
         progress.add(bind.exec_driver_sql(f"{statement}{part}{end}").rowcount)
     progress.end()
+    return progress.count
 
 
 def ask(condition: str) -> bool:
@@ -458,22 +534,24 @@ def copy(table: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
 class Progress:
     """A line on stderr every two seconds and at the end: rows and rate."""
 
-    def __init__(self, verb: str, what: str) -> None:
-        self._verb, self._what, self._count = verb, what, 0
+    def __init__(self, verb: str, noun: str, place: Path | str) -> None:
+        self._verb, self._noun, self._place = verb, noun, place
+        self.count = 0
         self._started = time.monotonic()
         self._next = self._started + PROGRESS_SECONDS
 
     def add(self, rows: int) -> None:
         """Count rows."""
-        self._count += rows
+        self.count += rows
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
             self.end(" so far")
 
     def end(self, more: str = "") -> None:
         """Say where it stands."""
-        rate = self._count / max(time.monotonic() - self._started, 0.001)
-        say(f"{self._verb} {self._count:,} {self._what} ({rate:,.0f} rows/s){more}")
+        rate = self.count / max(time.monotonic() - self._started, 0.001)
+        what = f"{self._verb} {counted(self.count, self._noun)} from {self._place}"
+        say(f"{what} ({rate:,.0f} rows/s){more}")
 
 
 def say(text: str) -> None:

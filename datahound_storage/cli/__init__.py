@@ -48,11 +48,16 @@ def cli() -> None:
     DATAHOUND_DATA_DIR (default: ./data).
 
     \b
-    A first time:
+    A first time, in the scheduler's base directory (or with --data-dir):
       export DATAHOUND_STORAGE_URL=postgresql://USER:PASSWORD@HOST:5432/DATABASE
       datahound-storage upgrade     make the tables, import the files
       datahound-storage status      which store a process started now would use
       datahound-storage verify      do the files show what the database holds?
+
+    \b
+    Where they do not, or something was lost:
+      datahound-storage reconcile --dry-run   what would a start carry over?
+      datahound-storage conflicts             versions that lost; --restore ID brings one back
 
     Every command ends with exit code 2 and one line on stderr where it could not do its work.
     """

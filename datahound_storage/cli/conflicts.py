@@ -1,4 +1,4 @@
-"""`conflicts`: the versions of tasks that lost: list them, look at one, forget those settled."""
+"""`conflicts`: the versions of tasks that lost: list, look at, restore, forget those settled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from datahound_storage.cli import restoring
 from datahound_storage.cli.kept import (
     Difference,
     Kept,
@@ -34,15 +35,21 @@ EXIT_UNKNOWN = 1
 @with_settings
 @click.option("--task", metavar="KEY", help="List those of one task.")
 @click.option("--show", metavar="ID", help="Print the version that lost, SETTINGS INCLUDED.")
-@click.option("--forget", metavar="ID", multiple=True, help="Delete one; can be given repeatedly.")
-@click.option("--dry-run", is_flag=True, help="With --forget: list what would go.")
+@click.option(
+    "--restore", metavar="ID", multiple=True, help="Make it the task again; more ids can follow."
+)
+@click.option("--forget", metavar="ID", multiple=True, help="Delete it; more ids can follow.")
+@click.option("--dry-run", is_flag=True, help="With --restore, --forget: list what would be done.")
+@click.argument("more", metavar="[ID]...", nargs=-1)
 @json_option
 def command(
     settings: Settings,
     task: str | None,
     show: str | None,
+    restore: tuple[str, ...],
     forget: tuple[str, ...],
     dry_run: bool,
+    more: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """List the versions of tasks that lost against another change, and were kept.
@@ -55,19 +62,29 @@ def command(
     settings. --show prints a version in full, and how it differs from the task as it is stored now.
     What is settled can be forgotten; nothing else ever deletes it.
 
+    --restore makes versions the tasks again, all or none: the half that lost, or all of the task
+    where all of it lost or where it is gone. What is replaced is kept as a conflict in its place.
+    It is done in the database, after files and database have met as at a start; in the files where
+    there is no URL or the table cannot be read. Processes see it with their next listing.
+
     \b
     Exit code
       0  done; none kept is no error
       1  there is no conflict with this id: nothing was changed
-      2  the table is needed and does not serve, or the file does not
+      2  the table is needed and does not serve, or the file does not; or two versions of the same
+         task were to be restored
     """
-    if sum((task is not None, show is not None, bool(forget))) > 1:
-        raise click.UsageError("--task, --show and --forget exclude each other.")
-    if dry_run and not forget:
-        raise click.UsageError("--dry-run belongs to --forget.")
+    if sum((task is not None, show is not None, bool(restore), bool(forget))) > 1:
+        raise click.UsageError("--task, --show, --restore and --forget exclude each other.")
+    if (dry_run or more) and not (restore or forget):
+        raise click.UsageError("--dry-run, and ids by themselves, belong to --restore or --forget.")
     with open_places(settings) as places:
         try:
-            _act(places, task, show, forget, dry_run, as_json)
+            if restore:
+                found = places.pick([*restore, *more])
+                _restore(settings, places, found, dry_run, as_json)
+            else:
+                _act(places, task, show, (*forget, *more), dry_run, as_json)
         except UnknownIdError as error:
             click.echo(f"error: {printable(str(error))}", err=True)
             raise SystemExit(EXIT_UNKNOWN) from error
@@ -134,6 +151,37 @@ def _forget(places: Places, found: list[Kept], dry_run: bool, as_json: bool) -> 
     number = counted(len(found), "conflict")
     say(f"{number} would be forgotten" if dry_run else f"{number} forgotten")
     _print(found)
+
+
+def _restore(
+    settings: Settings, places: Places, found: list[Kept], dry_run: bool, as_json: bool
+) -> None:
+    if dry_run:
+        store, done = places.store, restoring.preview(places, found)
+    else:
+        store, done = restoring.restore(settings, places, found)
+    if as_json:
+        restored = [{**_as_json(kept), "what": what} for kept, what in done]
+        print_json({"done": not dry_run, "store": store, "restored": restored})
+        return
+    verb = "would be restored" if dry_run else "restored"
+    place = "the database" if store == "database" else "the JSON files"
+    say(f"{counted(len(done), 'version')} {verb} in {place}")
+    told = _WOULD if dry_run else _WHAT
+    rows = [(kept.id, kept.conflict.task_key, kept.conflict.half, told[w]) for kept, w in done]
+    print_table("Tasks", ("id", "task", "half", "what"), rows)
+
+
+_WHAT = {
+    "added": "was gone, and is there again",
+    "replaced": "what stood there is kept as a conflict",
+    "the same": "was the same already",
+}
+_WOULD = {
+    "added": "is gone, and would be there again",
+    "replaced": "what stands there would be kept as a conflict",
+    "the same": "is the same already",
+}
 
 
 def _show(places: Places, kept: Kept, as_json: bool) -> None:

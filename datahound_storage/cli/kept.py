@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from datahound_storage.cli.access import database_at_head, existing_paths
-from datahound_storage.cli.options import why_no_url
 from datahound_storage.codec import Task, decode, same
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, StorageError
@@ -17,7 +16,8 @@ from datahound_storage.files import conflicts, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.halves import halves_of
-from datahound_storage.settings import Settings
+from datahound_storage.health import StoreName
+from datahound_storage.settings import Settings, why_no_url
 from datahound_storage.tasks import Conflict
 
 _ABSENT: Any = object()
@@ -65,6 +65,11 @@ class Places:
             found += [Kept(str(k.id), k.conflict, k.noticed_at) for k in self.dal.conflicts()]
         return sorted(found, key=lambda kept: kept.noticed_at)
 
+    @property
+    def store(self) -> StoreName:
+        """Where tasks are restored."""
+        return "files" if self.dal is None else "database"
+
     def pick(self, ids: Sequence[str]) -> list[Kept]:
         """Those with these ids. Raises UnknownIdError, and what `all` raises."""
         known = {kept.id: kept for kept in self.all()}
@@ -93,11 +98,16 @@ class Places:
 
     def stored(self, task_key: str) -> Task | None:
         """The task as it is now, None if it is not there. Raises DatabaseError, FileStoreError."""
+        text = self.stored_text(task_key)
+        return None if text is None else decode(text)
+
+    def stored_text(self, task_key: str) -> str | None:
+        """The text of the task, None if it is not there. Raises DatabaseError, FileStoreError."""
         if self.dal is not None:
             found = self.dal.fetch_task(task_key)
-            return None if found is None else decode(found.text)
+            return None if found is None else found.text
         items = snapshot.read(self.paths.tasks_file).items
-        return next((item.task for item in items if item.task_key == task_key), None)
+        return next((item.text for item in items if item.task_key == task_key), None)
 
 
 @contextmanager

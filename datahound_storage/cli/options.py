@@ -12,11 +12,11 @@ import click
 
 from datahound_storage.errors import SettingsError
 from datahound_storage.settings import (
-    PLATFORM_URL_VARIABLE,
     URL_VARIABLE,
     Settings,
     from_environment,
     normalize_url,
+    why_no_url,
 )
 
 DATA_DIR_VARIABLE = "DATAHOUND_DATA_DIR"
@@ -66,10 +66,3 @@ def required_url(settings: Settings) -> str:
             "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or give --url."
         )
     return settings.url
-
-
-def why_no_url(settings: Settings) -> str:
-    """Why the files are the store, where there is no URL."""
-    if settings.url_variable == PLATFORM_URL_VARIABLE:
-        return f"neither {URL_VARIABLE} nor {PLATFORM_URL_VARIABLE} is set"
-    return f"{settings.url_variable} is empty"

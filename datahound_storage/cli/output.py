@@ -9,6 +9,10 @@ from typing import Any
 
 import click
 
+from datahound_storage.reporting import counted
+
+__all__ = ["counted", "print_facts", "print_json", "print_table", "printable", "say"]
+
 Row = Sequence[object]
 
 
@@ -64,8 +68,3 @@ def _print_aligned(rows: list[Row], indent: str = "") -> None:
 def printable(text: str) -> str:
     """The text with control characters escaped: a task's name must not drive the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: `1 task`, `1,500 runs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 from datahound_storage import migrations
 from datahound_storage.belonging import is_another, shows_newer
 from datahound_storage.bootstrap import make_dal
-from datahound_storage.cli.options import why_no_url
-from datahound_storage.codec import decode
+from datahound_storage.codec import Task, decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, SchemaError
 from datahound_storage.files import history, sidecar, snapshot
@@ -25,7 +24,7 @@ from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.runs import HistoryEntry
-from datahound_storage.settings import Settings, describe_url
+from datahound_storage.settings import Settings, describe_url, why_no_url
 
 LAST_RUNS = 5
 
@@ -118,7 +117,7 @@ def _look(dal: StorageDAL, settings: Settings, files: Files, finding: Finding) -
         return
     changes = dal.read_changes(None)
     _require_belonging(dal, changes, files)
-    statuses = Counter(str(decode(task.text).get("status")) for task in changes.tasks)
+    statuses = Counter(_status(decode(task.text)) for task in changes.tasks)
     newest = [entry_of_stored(run) for run in dal.newest_runs(None, LAST_RUNS)]
     finding.contents = Contents(statuses, count_rows(dal).runs, newest)
 
@@ -154,21 +153,32 @@ def _require_may_upgrade(dal: StorageDAL) -> None:
 
 def _require_belonging(dal: StorageDAL, changes: Changes, files: Files) -> None:
     """Raise DatabaseError where a start would refuse to let the sides meet."""
+    problem = why_apart(dal, changes, files)
+    if problem is not None:
+        raise DatabaseError(
+            f"{problem}. Correct the URL or restore a newer state; or choose a side: "
+            "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
+        )
+
+
+def why_apart(dal: StorageDAL, changes: Changes, files: Files) -> str | None:
+    """Why a start would refuse to let the sides meet; None where it would not."""
     side = FilesSide(files.snapshot, files.sidecar)
     if is_another(side, changes):
-        problem = "another database wrote the snapshot than the one that the URL leads to"
-    elif shows_newer(side, changes, dal):
-        problem = "the database is older than what the snapshot shows (a restored dump?)"
-    else:
-        return
-    raise DatabaseError(
-        f"{problem}. Correct the URL or restore a newer state; or choose a side: "
-        "`datahound-storage reconcile --dry-run` shows both, and what each choice would do."
-    )
+        return "another database wrote the snapshot than the one that the URL leads to"
+    if shows_newer(side, changes, dal):
+        return "the database is older than what the snapshot shows (a restored dump?)"
+    return None
+
+
+def _status(task: Task) -> str:
+    # `None` would read as if it were a status.
+    status = task.get("status")
+    return "without a status" if status is None or status == "" else str(status)
 
 
 def _contents_of_files(files: Files) -> Contents:
-    statuses = Counter(str(item.task.get("status")) for item in files.snapshot.items)
+    statuses = Counter(_status(item.task) for item in files.snapshot.items)
     lines = history.newest(files.paths.history_files, None, sys.maxsize)
     return Contents(statuses, len(lines), [line.entry for line in lines[:LAST_RUNS]])
 
@@ -178,3 +188,15 @@ def count_rows(dal: StorageDAL) -> Rows:
     query = "SELECT (SELECT count(*) FROM scheduler_tasks), (SELECT count(*) FROM scheduler_runs)"
     counted = dal.database.run(lambda c: c.execute(query).fetchone(), bulk=True).result
     return Rows(*counted) if counted else Rows(0, 0)
+
+
+def was_filled(dal: StorageDAL) -> bool:
+    """Whether the tables hold tasks, or have ever held some; works at every revision."""
+    query = (
+        "SELECT to_regclass('scheduler_storage') IS NOT NULL, EXISTS (SELECT FROM scheduler_tasks)"
+    )
+    has_state, has_tasks = dal.database.run(lambda c: c.execute(query).fetchone()).result or (0, 0)
+    if has_tasks or not has_state:
+        return bool(has_tasks)
+    query = "SELECT EXISTS (SELECT FROM scheduler_storage WHERE filled_at IS NOT NULL)"
+    return dal.database.run(lambda c: c.execute(query).fetchone()).result == (True,)

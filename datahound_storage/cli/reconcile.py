@@ -102,9 +102,9 @@ def _tell(found: Preview, dry_run: bool, limit: int) -> None:
     print_facts([(f"  {what}", value) for what, value in _summary(found)])
     for problem in found.damage:
         say(f"  damaged: {problem}")
-    for report in found.reports[:limit]:
-        say(f"  {report}")
-    rows = _rows(found)
+    if found.emptied:
+        say(f"  {_emptied(found, dry_run)}")
+    rows = _rows(found, "would be " if dry_run else "")
     print_table("Tasks", ("task", "what"), rows[:limit])
     if len(rows) > limit:
         say(f"  and {len(rows) - limit:,} more (--limit shows more of them)")
@@ -145,12 +145,44 @@ def _listed(*parts: tuple[int, str, str]) -> str:
     return ", ".join(texts) or "as it is"
 
 
-def _rows(found: Preview) -> list[tuple[str, str]]:
-    rows = [(key, "written to the database") for key in found.to_database]
-    rows += [(key, "deleted in the database") for key in found.deleted_in_database]
-    rows += [(key, "written to the snapshot") for key in found.to_files]
-    rows += [(key, "removed from the snapshot") for key in found.deleted_in_files]
-    return rows + [(key, "loses a version, which is kept") for key in found.lost]
+def _emptied(found: Preview, dry_run: bool) -> str:
+    number = counted(len(found.deleted_in_database), "task")
+    tense = "would be" if dry_run else "were"
+    text = f"ALL {number} of the database {tense} deleted, as none of them is in the files"
+    if len(found.lost) < len(found.deleted_in_database):
+        return text
+    return f"{text}; to bring them back: `datahound-storage conflicts --restore ID ...`"
+
+
+def _rows(found: Preview, would_be: str) -> list[tuple[str, str]]:
+    """Each task once, with all that is done to it and the reason, if there is one to tell."""
+    deeds: dict[str, list[str]] = {}
+    for keys, deed in (
+        (found.to_database, "written to the database"),
+        (found.deleted_in_database, "deleted in the database"),
+        (found.to_files, "written to the snapshot"),
+        (found.deleted_in_files, "removed from the snapshot"),
+    ):
+        for key in keys:
+            deeds.setdefault(key, []).append(f"{would_be}{deed}")
+    for key, reason in zip(found.lost, found.lost_reasons, strict=True):
+        deeds.setdefault(key, []).append(f"{would_be}kept as a conflict: {reason}")
+    for key, report in _told(found):
+        deeds.setdefault(key, []).append(report)
+    return [(key, "; ".join(texts)) for key, texts in deeds.items()]
+
+
+def _told(found: Preview) -> Iterable[tuple[str, str]]:
+    """What the log says of tasks, but for those that are kept as conflicts, with a reason."""
+    keys = {*found.to_database, *found.to_files, *found.deleted_in_files}
+    names = {f"task {key!r}": key for key in keys.difference(found.lost)}
+    kept = tuple(f"task {key!r}" for key in found.lost)
+    for report in found.reports:
+        name = next((n for n in names if report.startswith((f"{n} ", f"{n}:"))), None)
+        if name is not None:
+            yield names[name], report.removeprefix(name).lstrip(": ")
+        elif not report.startswith(kept):
+            yield "", report
 
 
 def _refuse(error: DivergedError, dal: StorageDAL, paths: StatePaths, as_json: bool) -> NoReturn:

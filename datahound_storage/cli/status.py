@@ -105,7 +105,8 @@ def _snapshot(files: Files) -> str:
 
 def _run_row(entry: HistoryEntry) -> list[str]:
     names = ("timestamp", "task_name", "task_type", "success", "duration_seconds", "message")
-    ended, name, kind, success, seconds, message = (str(entry.get(key, "")) for key in names)
+    values = (entry.get(key) for key in names)
+    ended, name, kind, success, seconds, message = ("" if v is None else str(v) for v in values)
     result = {"True": "ok", "False": "FAILED"}.get(success, success)
     return [
         ended[:19],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +16,15 @@ from datahound_storage.codec import Task, as_in_snapshot
 from datahound_storage.errors import FileStoreError, InvalidTaskError, SnapshotError
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
-from datahound_storage.reporting import Reporter
+from datahound_storage.reporting import Reporter, counted
 from datahound_storage.tasks import check
 
 log = Reporter()
 
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
+_TASK_ID = re.compile(r'"task_id"\s*:\s*("(?:[^"\\]|\\.)*")')
+_ASIDE = ".damaged-"
 
 
 class SnapshotItem(NamedTuple):
@@ -165,11 +169,11 @@ def report_damage(path: Path, found: Snapshot) -> None:
     for problem in found.problems:
         log.error("%s: %s", path, problem)
     log.error(
-        "%s is damaged: the %d tasks that can be read are used. Before it is written again it is "
+        "%s is damaged: %s can be read, and used. Before it is written again it is "
         "kept aside. What it lacks comes from the database, where one serves; the rest has to be "
         "added again by hand, from the kept file.",
         path,
-        len(found.items),
+        counted(len(found.items), "task"),
     )
 
 
@@ -180,7 +184,7 @@ def set_aside(path: Path) -> Path:
     missing.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    kept = path.with_name(f"{path.name}.damaged-{stamp}")
+    kept = path.with_name(f"{path.name}{_ASIDE}{stamp}")
     try:
         atomic.duplicate(path, kept)
     except (OSError, FileStoreError) as error:
@@ -191,3 +195,29 @@ def set_aside(path: Path) -> Path:
         ) from error
     log.error("the damaged snapshot is kept as %s", kept)
     return kept
+
+
+def kept_aside(path: Path) -> list[Path]:
+    """The damaged snapshots that were kept aside, oldest first."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}{_ASIDE}*"))
+
+
+def named_ids(path: Path) -> list[str]:
+    """The task_ids that a file names, also in what cannot be read as tasks; each once.
+
+    Raises FileStoreError.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    return list(dict.fromkeys(_unquoted(spelled) for spelled in _TASK_ID.findall(text)))
+
+
+def _unquoted(spelled: str) -> str:
+    try:
+        return str(json.loads(spelled))
+    except ValueError:
+        return spelled[1:-1]  # a line break in it, for instance

@@ -6,6 +6,7 @@ import psycopg
 from psycopg import errors as pg
 from sqlalchemy.exc import DBAPIError
 
+from datahound_storage.advice import run_upgrade
 from datahound_storage.errors import LockTimeoutError, SchemaError, StorageError
 from datahound_storage.migrations.lock import UpgradeLock
 from datahound_storage.postgres.errors import is_connection_lost, translate
@@ -47,8 +48,8 @@ def _not_permitted(lock: UpgradeLock) -> SchemaError:
     what = "create tables in" if not lock.may_create else "change the tables of another owner in"
     grant = f", or GRANT CREATE ON SCHEMA {lock.schema} TO {lock.role}"
     return SchemaError(
-        f"role {lock.role} may not {what} schema {lock.schema}: run `datahound-storage upgrade` "
-        f"(or `alembic upgrade head`) once as the owner{'' if lock.may_create else grant}."
+        f"role {lock.role} may not {what} schema {lock.schema}: {run_upgrade()} once as the "
+        f"owner{'' if lock.may_create else grant}."
     )
 
 

@@ -16,10 +16,10 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from datahound_storage.advice import UPGRADE_COMMAND, run_upgrade
 from datahound_storage.errors import SchemaError
 from datahound_storage.postgres.schema import VERSION_TABLE
 
-UPGRADE_COMMAND = "datahound-storage upgrade"
 UPDATE_COMMAND = "pip install --upgrade datahound-storage"
 
 _FIND = f"""
@@ -69,11 +69,11 @@ class SchemaStatus:
     def message(self) -> str:
         """The state and the command in one sentence."""
         if self.state is SchemaState.MISSING:
-            return f"the tables are missing: run `{self.command}` (or `alembic upgrade head`)."
+            return f"the tables are missing: {run_upgrade()}."
         if self.state is SchemaState.BEHIND:
             return (
                 f"the schema is at revision {self.found}, this version needs {self.head}: "
-                f"run `{self.command}` (or `alembic upgrade head`)."
+                f"{run_upgrade()}."
             )
         newer = (
             f"the schema is at revision {self.found}, which this version does not know "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import psycopg
 from psycopg import errors as pg
 
+from datahound_storage.advice import run_upgrade
 from datahound_storage.errors import (
     DatabaseError,
     DatabaseUnavailableError,
@@ -27,7 +28,6 @@ class ConnectError(psycopg.OperationalError):
 # What a session says that a pooler gave to others meanwhile.
 _NOT_PREPARED = (pg.DuplicatePreparedStatement, pg.InvalidSqlStatementName)
 _AGAIN = (pg.SerializationFailure, pg.DeadlockDetected, *_NOT_PREPARED)
-_UPGRADE = "run `datahound-storage upgrade` (or `alembic upgrade head`)"
 
 # What the operator should do, by the class of the error. The first match counts.
 _MENDS: tuple[tuple[type[psycopg.Error], str], ...] = (
@@ -93,7 +93,7 @@ def _told(error: psycopg.Error, place: str) -> StorageError:
     if isinstance(error, pg.UniqueViolation):
         return DuplicateTaskError("a task with this task_id exists already.")
     if isinstance(error, pg.UndefinedTable | pg.UndefinedColumn | pg.UndefinedFunction):
-        return SchemaError(f"the tables in {place} do not fit this version: {_UPGRADE}.")
+        return SchemaError(f"the tables in {place} do not fit this version: {run_upgrade()}.")
     if isinstance(error, psycopg.DataError):
         return InvalidTaskError(f"the database cannot hold a value ({_code(error)}).")
     if isinstance(error, ConnectError):

@@ -125,7 +125,7 @@ def test_an_error_in_the_middle_says_how_far_it_came(
               "ALTER TABLE scheduler_runs RENAME TO gone"))  # fmt: skip
     with pytest.raises(DatabaseError, match="do not fit"):
         dal.purge_task_runs(older_than=CUTOFF)
-    assert "pruning stopped after 1000 runs: " in caplog.text
+    assert "pruning stopped after 1,000 runs: " in caplog.text
 
 
 def test_one_prunes_at_a_time_and_the_others_say_so(
@@ -279,7 +279,7 @@ def test_a_run_that_is_being_changed_is_left_to_the_next_pruning_and_told(
         rival.execute("UPDATE scheduler_runs SET message = 'x' WHERE run_id = 'a-40-2'")
         with caplog.at_level(logging.WARNING):
             assert dal.purge_task_runs(older_than=CUTOFF) == 2
-        assert "1 old runs were in use: the next pruning takes them" in caplog.text
+        assert "1 old run in use: the next pruning takes what it left" in caplog.text
         rival.commit()
     assert dal.purge_task_runs(older_than=CUTOFF) == 1
 

@@ -76,7 +76,7 @@ def test_quarantine_lists_each_fault_and_goes_on(
         assert re.search(f"left out: .*tasks.json: {words}", said)
     for number in (3, 4, 6):
         assert f"history.jsonl: line {number} is no JSON object with a task_id" in said
-    assert "left out 7 in all; the files have them still" in said
+    assert "imported 2 tasks and 2 runs, left out 4 tasks and 3 lines of the history; the" in said
     assert query(database_url, "SELECT task_key FROM scheduler_tasks ORDER BY position") == [
         ("a",), ("d",)
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def test_quarantine_lists_each_fault_and_goes_on(
 
 def test_without_it_the_first_fault_stops_all(database_url: str, bad_files: list[str]) -> None:
     snapshot, history = bad_files
-    with pytest.raises(SnapshotError, match=BAD_ITEMS[0] + r".*-x on_error=quarantine lists all"):
+    with pytest.raises(SnapshotError, match=BAD_ITEMS[0] + r".*--on-error quarantine`, which"):
         upgrade(database_url, x=[snapshot, history])
     # The snapshot is read first; a good one does not come in without its history.
     good = write_tasks(Path(snapshot.partition("=")[2]), 3)
@@ -96,23 +96,57 @@ def test_without_it_the_first_fault_stops_all(database_url: str, bad_files: list
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "words", "left_out"),
     [
         (
             '[{"task_id": "a"},\n{"task_id": "b", "na',
-            r"item 2 \(line 2\) is torn or not JSON; noth",
+            r"item 2 \(line 2\) is torn or not JSON; nothing after it.*: 1 task with it",
+            "1 task",
         ),
-        ('[{"task_id": "a"}\n{"task_id": "b"}]', r"item 1 \(line 1\) is followed by no comma"),
-        ('[{"task_id": "a"}] x', "there is text after the end of the list"),
+        ('[{"task_id": "a"}, {', r"item 2 \(line 1\) is torn .*: 1 task with it", "1 task"),
+        (
+            '[{"task_id": "a"}, {"task_id": "b", {"task_id": "c"}, {"task_id": "d"}]',
+            r"item 2 \(line 1\) is torn or not JSON.*: 3 tasks with it, by their task_id",
+            "3 tasks",
+        ),
+        (
+            '[{"task_id": "a"}\n{"task_id": "b"}]',
+            r"item 1 \(line 1\) is followed by no comma or bracket; 1 task after it",
+            "1 task",
+        ),
+        ('[{"task_id": "a"} x', r"item 1 \(line 1\) is followed by no comma or bracket\n", None),
+        ('[{"task_id": "a"}] x', "there is text after the end of the list", None),
+        ('[{"task_id": "a"}] [{"task_id": "b"}]', "there is text after the end", "1 task"),
     ],
 )
 def test_what_comes_before_a_tear_can_be_had(
-    database_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, words: str
+    database_url: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    content: str,
+    words: str,
+    left_out: str | None,
 ) -> None:
     (tmp_path / "tasks.json").write_text(content)
     upgrade(database_url, x=[f"snapshot={tmp_path / 'tasks.json'}", "on_error=quarantine"])
     assert counts(database_url) == (1, 0)
-    assert re.search(words, capfd.readouterr().err)
+    said = capfd.readouterr().err
+    assert re.search(words, said)
+    if left_out is not None:
+        assert f"imported 1 task and 0 runs, left out {left_out} and 0 lines of the hist" in said
+
+
+def test_tasks_that_cannot_be_read_are_counted_across_pieces(tmp_path: Path) -> None:
+    items = ",".join('{"task_id": "b", "text": "' + "x" * length + '"}' for length in range(300))
+    file = tmp_path / "tasks.json"
+    file.write_text('[{"task_id": "a"}, {torn, ' + items + "]")
+    for piece in (1, 7, 64, 1 << 20):
+        revision = support.load_revision("0003_import_snapshot")
+        revision.PIECE = piece
+        faults = revision.Faults({"on_error": "quarantine"})
+        with file.open("rb") as content:
+            assert len(list(revision.Snapshot(file, content, faults))) == 1
+        assert faults._tasks == 300
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not JSON"])
@@ -133,7 +167,7 @@ def test_a_last_line_without_an_end_stops_nothing(
 
 
 def test_a_wrong_word_is_told(database_url: str) -> None:
-    with pytest.raises(SnapshotError, match="on_error=ignore: it is stop or quarantine"):
+    with pytest.raises(SnapshotError, match="--on-error ignore: it is stop or quarantine"):
         upgrade(database_url, x=["on_error=ignore"])
 
 
@@ -159,10 +193,17 @@ def test_a_tear_is_found_at_once_or_after_a_bound(
     monkeypatch.setattr(revision, "PIECE", piece)
     monkeypatch.setattr(revision, "LONGEST_ITEM", 50)
     content = b'[{"a": 1},\n{"b": "' + b"x" * 100_000
-    file = io.BytesIO(content)
+    file, read = io.BytesIO(content), []
+    count = revision.Snapshot._count_rest
+
+    def count_rest(self: Any) -> int:
+        read.append(file.tell())
+        return int(count(self))
+
+    monkeypatch.setattr(revision.Snapshot, "_count_rest", count_rest)
     with pytest.raises(revision.FileError, match=r"item 2 \(line 2\) is torn"):
         list(revision.Snapshot(Path("f"), file, revision.Faults({})))
-    assert file.tell() < 5000
+    assert read[0] < 5000  # from there on tasks are counted, and nothing is tried any more
 
 
 def test_many_batches_keep_order_numbers_and_keys(database_url: str, tmp_path: Path) -> None:
@@ -235,7 +276,7 @@ def test_progress_is_told_on_the_way(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    progress, said = revision.Progress("read", "runs"), []
+    progress, said = revision.Progress("read", "run", "a file"), []
     progress._next = 0.0
     revision.say, old = said.append, revision.say
     try:
@@ -243,7 +284,7 @@ def test_progress_is_told_on_the_way(
         progress.add(5)  # less than two seconds later
     finally:
         revision.say = old
-    assert [re.sub(r"\(.*\)", "()", text) for text in said] == ["read 5 runs () so far"]
+    assert [re.sub(r"\(.*\)", "()", text) for text in said] == ["read 5 runs from a file () so far"]
 
 
 # ---- Killed

@@ -68,8 +68,8 @@ def test_the_files_of_the_data_directory_are_the_default(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("UPDATE scheduler_tasks SET status = 'paused' WHERE position = 1", "1 tasks and 0 runs"),
-        ("UPDATE scheduler_tasks SET company = 'B' WHERE position = 2", "1 tasks and 0 runs"),
+        ("UPDATE scheduler_tasks SET status = 'paused' WHERE position = 1", "1 task and 0 runs"),
+        ("UPDATE scheduler_tasks SET company = 'B' WHERE position = 2", "1 task and 0 runs"),
         (
             "UPDATE scheduler_tasks SET updated_at = updated_at + interval '1 ms' "
             "WHERE position < 4",
@@ -78,12 +78,12 @@ def test_the_files_of_the_data_directory_are_the_default(
         (
             "UPDATE scheduler_tasks SET config_json = config_json || '{\"run_count\": 1.5}' "
             "WHERE position = 1",
-            "1 tasks and 0 runs",
+            "1 task and 0 runs",
         ),
         (
             "INSERT INTO scheduler_runs (id, run_id, started_at) "
             "VALUES (gen_random_uuid(), 'new', now())",
-            "0 tasks and 1 runs .* the first is 'new'",
+            "0 tasks and 1 run .* the first is 'new'",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_one_is_not_true(database_url: str, tmp_path: Path) -> None:
     path.write_text('[{"task_id": "a", "flag": 1}]')
     upgrade(database_url, x=[f"snapshot={path}"])
     path.write_text('[{"task_id": "a", "flag": true}]')
-    with pytest.raises(SchemaError, match="1 tasks"):
+    with pytest.raises(SchemaError, match="1 task"):
         downgrade(database_url, "base", x=[f"snapshot={path}"])
 
 

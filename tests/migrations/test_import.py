@@ -263,7 +263,9 @@ def test_a_bad_snapshot_stops_it(
     with pytest.raises(SnapshotError, match=words) as caught:
         upgrade(database_url, x=x)
     assert str(tmp_path / "tasks.json") in str(caught.value)
-    assert "run the upgrade again" in str(caught.value)
+    assert "run `datahound-storage upgrade` again" in str(caught.value)
+    assert "the tables stand at revision 0002, without what the files hold" in str(caught.value)
+    assert "-x" not in str(caught.value)
     assert (tmp_path / "tasks.json").read_bytes() == content
     assert status(database_url).found == "0002"
     assert value(database_url, "SELECT count(*) FROM scheduler_tasks") == 0
@@ -276,7 +278,7 @@ def test_a_bad_snapshot_stops_it(
 
 @pytest.mark.parametrize("name", ["snapshot", "history"])
 def test_a_file_that_was_named_must_be_there(database_url: str, tmp_path: Path, name: str) -> None:
-    with pytest.raises(SnapshotError, match=f"-x {name}=.*there is no such file"):
+    with pytest.raises(SnapshotError, match=f"--{name} .*there is no such file"):
         upgrade(database_url, x=[f"{name}={tmp_path / 'none'}"])
 
 
@@ -308,9 +310,10 @@ def test_the_data_directory_is_the_default(
     assert counts(database_url) == (1, 5)
     said = capfd.readouterr()
     assert said.out == ""
-    assert "imported 1 tasks from" in said.err
+    assert "imported 1 task from" in said.err
+    assert "imported 5 runs from" in said.err
     assert "task_history.jsonl: line 3 is no JSON object with a task_id" in said.err
-    assert "left out 1 in all" in said.err
+    assert "imported 1 task and 5 runs, left out 0 tasks and 1 line of the history;" in said.err
     # The older file first; the run that is in both, once.
     listed = query(database_url, "SELECT run_id, task_id = (SELECT id FROM scheduler_tasks)"
                    " FROM scheduler_runs ORDER BY seq")  # fmt: skip

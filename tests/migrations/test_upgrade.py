@@ -622,11 +622,15 @@ def test_offline_stops_at_a_bad_item_and_prints_the_others_in_quarantine(tmp_pat
     code, out, errors = alembic("", *arguments)
     assert code != 0
     assert "item 2 (line 1) must be an object" in out + errors
+    assert "run `alembic -x on_error=quarantine upgrade head`, which lists all" in out + errors
+    assert "-x snapshot=PATH and -x history=PATH" in out + errors
+    assert "stand at revision" not in out + errors  # nothing was made
     code, out, errors = alembic("", "-x", "on_error=quarantine", *arguments)
     assert code == 0
     assert "good" in out
     assert "left out: " in errors
     assert "left out" not in out
+    assert "left out 1 task and 0 lines of the history" in errors
 
 
 def test_offline_leaves_other_schemas_alone(database_url: str) -> None:

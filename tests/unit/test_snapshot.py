@@ -297,3 +297,35 @@ class TestStore:
         assert FileStore(paths, 1).add(prepared(make_task("new")))
         assert elsewhere.read_bytes() == as_file(GOOD)
         assert keys(paths.tasks_file.read_bytes()) == ["a", "b", "new"]
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b'[{"task_id": "a"}, 7]', "1 task can be read"),
+            (b"[7]", "0 tasks can be read"),
+            (as_file(GOOD)[:-1], "2 tasks can be read"),
+        ],
+    )
+    def test_what_can_be_read_is_counted(
+        self, paths: StatePaths, caplog: pytest.LogCaptureFixture, content: bytes, words: str
+    ) -> None:
+        paths.tasks_file.write_bytes(content)
+        snapshot.report_damage(paths.tasks_file, snapshot.read(paths.tasks_file))
+        assert f"is damaged: {words}, and used" in caplog.text
+
+    def test_the_ids_that_a_file_names(self, paths: StatePaths) -> None:
+        assert snapshot.named_ids(paths.tasks_file) == []
+        paths.tasks_file.write_bytes(
+            b'[{"task_id": "a"}, {"task_id"\n:"\\u00e9\\"", {"task_id": "a"}'
+            b', \xff{"task_id": "c\nd"'
+        )
+        assert snapshot.named_ids(paths.tasks_file) == ["a", 'é"', "c\nd"]
+        paths.tasks_file.unlink()
+        paths.tasks_file.mkdir()
+        with pytest.raises(FileStoreError):
+            snapshot.named_ids(paths.tasks_file)
+
+    def test_those_that_were_kept_aside_are_found(self, paths: StatePaths) -> None:
+        paths.tasks_file.write_bytes(b"[")
+        kept = [snapshot.set_aside(paths.tasks_file) for _ in range(2)]
+        assert snapshot.kept_aside(paths.tasks_file) == kept
