@@ -7,26 +7,20 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from datahound_storage.belonging import check_belongs, shown_at
-from datahound_storage.carried_over import CarriedOver, carried_over, mark_of
+from datahound_storage.carried_over import CarriedOver, carried_over
+from datahound_storage.choosing import choose_database, choose_files
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import SnapshotError
 from datahound_storage.files import sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
-from datahound_storage.files_side import FilesSide, read_files
+from datahound_storage.files_side import FilesSide, take_files
 from datahound_storage.halves import hashes_of
 from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.task_table import Tombstone
-from datahound_storage.reconcile import (
-    Meeting,
-    Plan,
-    Version,
-    choose_database,
-    choose_files,
-    file_version,
-)
+from datahound_storage.reconcile import Meeting, Plan, Version, file_version
 from datahound_storage.reporting import Reporter
 from datahound_storage.tasks import BulkChange
 
@@ -45,24 +39,30 @@ class Keep(StrEnum):
 _PATIENCE = 1.0
 
 
-def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> None:
+def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> str | None:
     """Carry over to the database what was written to the files while it was out of sight.
 
-    One transaction: all or nothing. Callers hold the file lock. `keep` is the operator's choice of
-    a side. Without one, raises DivergedError where the two sides do not belong together. Raises
-    LockedError where others keep the table to themselves, DatabaseError, FileStoreError,
-    SnapshotError.
+    One transaction: all or nothing. Callers hold the file lock. Returns the mark under which the
+    database remembers it until the snapshot is written, None where it does not. `keep` is the
+    operator's choice of a side. Without one, raises DivergedError where the two sides do not belong
+    together. Raises LockedError where others keep the table to themselves, DatabaseError,
+    FileStoreError, SnapshotError.
     """
-    side = read_files(paths)
+    side = take_files(paths)
     plans: list[Plan] = []
+    made: list[BulkChange] = []
 
     def decide(changes: Changes) -> BulkChange:
-        plan = plan_meeting(side, changes, dal, paths, keep)
-        plans.append(plan)
-        return _remembered(plan, side, changes)
+        plans.append(plan_meeting(side, changes, dal, paths, keep))
+        made.append(plans[-1].change._replace(carried_over=_to_remember(side, changes, dal)))
+        return made[-1]
 
     dal.change_all(decide, min(_PATIENCE, dal.database.timeout))
-    plan = plans[-1]
+    _report(plans[-1], paths)
+    return side.mark if made[-1].carried_over is not None else None
+
+
+def _report(plan: Plan, paths: StatePaths) -> None:
     for report in plan.reports:
         log.warning("%s", report)
     if plan.write or plan.delete:
@@ -74,16 +74,24 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> None:
         )
 
 
-def _remembered(plan: Plan, side: FilesSide, changes: Changes) -> BulkChange:
-    """The plan's change; what it carries over is remembered until the snapshot is written."""
-    change = plan.change
-    if change == BulkChange([], []):
-        return change
+def _to_remember(
+    side: FilesSide, changes: Changes, dal: StorageDAL
+) -> tuple[str, str | None] | None:
+    """What the database is to keep of a meeting until the snapshot was written; None: as it is."""
+    is_known = _carried(side, dal) is not None
+    if side.mark is None or (side.is_as_written_for(changes) and not is_known):
+        return None
     known = side.sidecar if side.is_of(changes) else None
     shown = {item.task_key: hashes_of(item.task) for item in side.snapshot.items}
     reordered = known is not None and _base(known).was_reordered(shown)
     carried = carried_over(known, side.snapshot, shown, changes.newest_us, reordered=reordered)
-    return change._replace(carried_over=carried.encode())
+    if carried.is_empty:
+        return (side.mark, None) if is_known else None
+    return side.mark, carried.encode()
+
+
+def _carried(side: FilesSide, dal: StorageDAL) -> CarriedOver | None:
+    return None if side.mark is None else CarriedOver.decode(dal.carried_over(side.mark))
 
 
 def plan_meeting(
@@ -94,13 +102,15 @@ def plan_meeting(
     keep: Keep | None = None,
 ) -> Plan:
     """What is to be done to the database. Raises DivergedError, SnapshotError."""
-    known = _last_equal(side, changes, dal)
+    carried = _carried(side, dal)
     if keep is None:
-        if known is None or side.is_of(changes):
+        if carried is None or side.is_of(changes):
             # Otherwise a meeting with this database is remembered.
             check_belongs(side, changes, dal, paths)
-        if side.unchanged and side.is_of(changes):
+        if side.is_as_written_for(changes) and carried is None:
             return Plan()
+    known = side.sidecar if side.is_of(changes) else None
+    known = known if carried is None else carried.added_to(known)
     if not changes.state.filled or keep is not None:
         known = None
     base = None if known is None else _base(known)
@@ -128,15 +138,6 @@ def plan_meeting(
         buried=_buried(tombstones, known) if known is not None else {},
         was_emptied=known is not None and known.header.epoch != changes.state.epoch,
     ).plan()
-
-
-def _last_equal(side: FilesSide, changes: Changes, dal: StorageDAL) -> Sidecar | None:
-    """The sidecar, with what a meeting since has carried over; None where the sides never met."""
-    known = side.sidecar if side.is_of(changes) else None
-    carried = CarriedOver.decode(dal.carried_over())
-    if carried is not None and carried.mark == mark_of(known, side.snapshot):
-        return carried.added_to(known)
-    return known
 
 
 def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, str | None]:

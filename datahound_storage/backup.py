@@ -208,7 +208,7 @@ class SnapshotBackup:
         return bool(self._pending)
 
     def _meet(self, keep: Keep | None = None) -> None:
-        meet(self._dal, self._paths, keep)
+        mark = meet(self._dal, self._paths, keep)
         self._view = TaskView()
         self._view.apply(self._dal.read_changes(None))
         self._standing.take_note(snapshot.read(self._paths.tasks_file), self._view)
@@ -216,6 +216,8 @@ class SnapshotBackup:
             self._write()
         except FileStoreError as error:
             raise UnshownError(str(error)) from error
+        if mark is not None:
+            self._dal.forget_carried_over(mark)
         self.problem = None
 
     def _write(self) -> None:

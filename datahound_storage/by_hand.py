@@ -10,10 +10,10 @@ from functools import cached_property
 from datahound_storage.attach import Keep, plan_meeting
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
-from datahound_storage.files import atomic, history, sidecar, snapshot
+from datahound_storage.files import history
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files_side import FilesSide
+from datahound_storage.files_side import look_at_files
 from datahound_storage.history_sync import sync_history
 from datahound_storage.reconcile import Plan
 from datahound_storage.tasks import TaskText, parse_time
@@ -81,7 +81,7 @@ class Sides:
     def __init__(self, dal: StorageDAL, paths: StatePaths) -> None:
         self._dal = dal
         self._paths = paths
-        self._files = _files_side(paths)
+        self._files = look_at_files(paths)
         self._changes = dal.read_changes(None)
         stored = sorted(self._changes.tasks, key=lambda task: (task.position, task.task_key))
         self._in_database = [TaskText(task.task_key, task.text) for task in stored]
@@ -139,13 +139,6 @@ class Sides:
             files_newest=max(filter(None, map(parse_time, updates)), default=None),
             database_newest=_time(changes.newest_us),
         )
-
-
-def _files_side(paths: StatePaths) -> FilesSide:
-    """As a meeting reads it, but for the damaged snapshot that it keeps aside."""
-    found, known = snapshot.read(paths.tasks_file), sidecar.read(paths.sidecar_file)
-    unpublished = atomic.unpublished(paths.tasks_file)
-    return FilesSide(found, known and known.settled(found.signature, unpublished))
 
 
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 
 import orjson
 
@@ -17,25 +16,15 @@ from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
 
 
-def mark_of(known: Sidecar | None, found: Snapshot) -> str:
-    """What tells that the snapshot was not written since: its sidecar's header.
-
-    Without a sidecar it is the file itself, as it was found.
-    """
-    of = known.header if known is not None else (found.digest, found.signature)
-    return blake2b(repr(of).encode(), digest_size=16).hexdigest()
-
-
 @dataclass(frozen=True)
 class CarriedOver:
     """What the files showed at a meeting.
 
-    `mark`: of the files (see `mark_of`). `newest_us`: the time of the database's newest change.
-    `tasks`: the hashes where they are not those of the sidecar, None for tasks that were gone.
-    `seen`: how many notes on a task there were. `order`: of all tasks, if it was changed.
+    `newest_us`: the time of the database's newest change. `tasks`: the hashes where they are not
+    those of the sidecar, None for tasks that were gone. `seen`: how many notes there were on each
+    task. `order`: of all tasks, if it was changed.
     """
 
-    mark: str
     newest_us: int
     tasks: dict[str, Hashes | None]
     seen: dict[str, int]
@@ -47,12 +36,18 @@ class CarriedOver:
 
     @classmethod
     def decode(cls, text: str | None) -> CarriedOver | None:
-        """None where nothing is kept."""
-        if text is None:
+        """None where nothing is kept, or nothing that this version understands."""
+        try:
+            value = orjson.loads(text or "")
+            tasks = {key: pair and (pair[0], pair[1]) for key, pair in value.pop("tasks").items()}
+            return cls(tasks=tasks, **value)
+        except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError, IndexError):
             return None
-        value = orjson.loads(text)
-        tasks = {key: pair and (pair[0], pair[1]) for key, pair in value.pop("tasks").items()}
-        return cls(tasks=tasks, **value)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the files were as their sidecar says."""
+        return not self.tasks and not self.seen and self.order is None
 
     def added_to(self, known: Sidecar | None) -> Sidecar:
         """The sidecar as it would be, had it been written after the meeting."""
@@ -82,7 +77,6 @@ def carried_over(
     changed = {key: hashes for key, hashes in shown.items() if before.get(key) != hashes}
     notes = known.shown_since if known is not None else {}
     return CarriedOver(
-        mark=mark_of(known, found),
         newest_us=newest_us,
         tasks={**changed, **dict.fromkeys(gone)},
         seen={key: len(versions) for key, versions in notes.items()},

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from datahound_storage.errors import DuplicateTaskError, LockTimeoutError, TaskNotFoundError
 from datahound_storage.mapping import prepare, record_of
-from datahound_storage.postgres import changes, task_table
+from datahound_storage.postgres import changes, memory, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
+from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.records import SchedulerTaskFilter, SchedulerTaskRecord
 from datahound_storage.run_dal import RunDAL
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange
@@ -130,12 +131,18 @@ class StorageDAL(RunDAL):
                 return Written(stored.stamp, stored.position)
         raise LockTimeoutError(f"task {task_key[:80]!r} is changed by others without a pause.")
 
-    def remove_task(self, task_key: str) -> int | None:
-        """Delete a task; return the transaction's stamp, None if there was none."""
+    def remove_task(self, task_key: str, *, known: Watermark | None = None) -> int | None:
+        """Delete a task; return the transaction's stamp, None if there was none.
+
+        `known`: a state from before. After a broken connection what it shows of the key's deletion
+        is not taken for the work of the attempt whose answer got lost.
+        """
         outcome = self.database.run(lambda c: task_table.delete(c, task_key))
-        if outcome.result is None and outcome.repeated:
-            outcome = self.database.run(lambda c: task_table.deleted(c, task_key), repeated=True)
-        return outcome.result
+        if outcome.result is not None or not outcome.repeated:
+            return outcome.result
+        outcome = self.database.run(lambda c: task_table.deleted(c, task_key), repeated=True)
+        stamp = outcome.result
+        return None if stamp is None or (known is not None and known.shows(stamp)) else stamp
 
     def fetch_task(self, task_key: str, *, repeated: bool = False) -> StoredTask | None:
         """A task's text and stamp, None if there is none. `repeated`: see `Database.run`."""
@@ -152,23 +159,24 @@ class StorageDAL(RunDAL):
         after a failure. What it raises undoes the change.
         """
         wait = self.database.timeout if patience is None else patience
-        attempts: list[int] = []
+        attempts: list[tuple[UUID, int]] = []
         self.database.run(lambda c: self._change_all(c, decide, wait, attempts), bulk=True)
-        return attempts[-1]
+        return attempts[-1][1]
 
     def _change_all(
         self,
         connection: DeadlineConnection,
         decide: Callable[[Changes], BulkChange],
         patience: float,
-        attempts: list[int],
+        attempts: list[tuple[UUID, int]],
     ) -> None:
         with connection.transaction():
             task_table.lock_for_bulk_change(connection, patience)
             # With the lock in hand, an attempt whose answer got lost has come to its end.
-            if attempts and task_table.is_committed(connection, attempts[-1]):
+            if attempts and memory.is_committed(connection, attempts[-1][0]):
                 return
-            attempts.append(task_table.current_stamp(connection))
+            token = uuid4()
+            attempts.append((token, memory.begin_change(connection, token)))
             self.apply(connection, decide(changes.read_all(connection)))
 
     def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
@@ -183,7 +191,7 @@ class StorageDAL(RunDAL):
         if change.conflicts:
             task_table.insert_conflicts(connection, change.conflicts)
         if change.carried_over is not None:
-            changes.remember_carried_over(connection, change.carried_over)
+            memory.remember_carried_over(connection, *change.carried_over)
 
     def read_changes(self, known: DatabaseState | None) -> Changes:
         """What changed since a known state, or everything."""
@@ -194,11 +202,15 @@ class StorageDAL(RunDAL):
 
     def tombstones(self) -> dict[str, Tombstone]:
         """The tombstone of each deleted key; the key may be there again."""
-        return self.database.run(task_table.tombstones).result
+        return self.database.run(task_table.tombstones, joins=True).result
 
-    def carried_over(self) -> str | None:
-        """What is remembered of the last meeting that carried something over."""
-        return self.database.run(changes.carried_over).result
+    def carried_over(self, mark: str) -> str | None:
+        """What is kept of a meeting with the files of this mark, None where nothing is."""
+        return self.database.run(lambda c: memory.carried_over(c, mark), joins=True).result
+
+    def forget_carried_over(self, mark: str) -> None:
+        """Forget what is kept of a meeting: the snapshot shows it."""
+        self.database.run(lambda c: memory.forget_carried_over(c, mark))
 
     def conflicts(self) -> list[KeptConflict]:
         """The versions that lost and were kept, oldest first."""

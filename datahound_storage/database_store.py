@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from typing import NamedTuple
 
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
@@ -16,25 +18,43 @@ from datahound_storage.errors import (
     LockTimeoutError,
     PruneRunningError,
 )
-from datahound_storage.files import sidecar
+from datahound_storage.files import atomic, sidecar
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.files.sidecar import SidecarHeader
 from datahound_storage.hooks import BackupEvent, BackupHook, notify
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.run_table import entry_of_stored
-from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
 
 log = Reporter()
 
-# Does a change that is committed to the files too.
-Redo = Callable[[FileStore], object]
-_Owed = tuple[int, Redo]
+# A snapshot may be stamped with a time that lies a moment before it was written.
+_STAMP_NS = 2_000_000
+
+
+class Owed(NamedTuple):
+    """A change that is committed: its stamp, what does it to the files, when it was begun (ns)."""
+
+    stamp: int
+    redo: Callable[[FileStore], object]
+    begun: int
+
+    def is_shown_by(self, header: SidecarHeader) -> bool:
+        """Whether a snapshot shows it.
+
+        One from before it does not, whatever the stamps say: a server that crashed counts anew.
+        """
+        if header.file is None or header.file[2] < self.begun - _STAMP_NS:
+            return False
+        return Watermark.parse(header.watermark).shows(self.stamp)
+
+
 # A disk that is full for days must not use up the memory as well.
 _MOST_OWED = 10_000
 
@@ -59,7 +79,7 @@ class DatabaseStore:
         self._paths = paths
         self._files = files
         # Committed, but perhaps not shown by the snapshot; each with its stamp.
-        self._owed: deque[_Owed] = deque(maxlen=_MOST_OWED)
+        self._owed: deque[Owed] = deque(maxlen=_MOST_OWED)
         self._settling = threading.Lock()
         self._patience = patience
 
@@ -81,39 +101,33 @@ class DatabaseStore:
 
     def add(self, prepared: PreparedTask) -> bool:
         """Add a task at the end; False if the key exists."""
-        written = self._dal.add_task(prepared)
+        begun, written = time.time_ns(), self._dal.add_task(prepared)
         if written is None:
             return False
-        self._follow(written.stamp, [prepared.task_key], lambda files: files.add(prepared))
+        redo = Owed(written.stamp, lambda files: files.add(prepared), begun)
+        self._follow(redo, [prepared.task_key])
         return True
 
     def update(self, task_key: str, change: Change) -> bool:
         """Change a task as it is now; False if there is none."""
-        made: list[TaskChange] = []
-
-        def change_stored(stored: StoredTask) -> TaskChange:
-            made.append(change(stored.text))
-            return made[-1]
-
-        def change_again(text: str) -> TaskChange:
-            done = made[-1].prepared
-            return TaskChange(done) if text == done.text else change(text)
-
-        known = self.backup.known(task_key)
-        written = self._dal.change_task(task_key, change_stored, known=known)
+        begun, known = time.time_ns(), self.backup.known(task_key)
+        written = self._dal.change_task(task_key, lambda stored: change(stored.text), known=known)
         if written is None:
             return False
-        self._follow(written.stamp, [task_key], lambda files: files.update(task_key, change_again))
+        redo = Owed(written.stamp, lambda files: files.update(task_key, change), begun)
+        self._follow(redo, [task_key])
         return True
 
     def delete(self, task_key: str) -> bool:
         """Delete a task, its runs stay; False if there is none."""
-        before = self.backup.watermark
-        stamp = self._dal.remove_task(task_key)
-        # After a broken connection it can be the stamp of an earlier deletion, known before.
-        if stamp is None or (before and Watermark.parse(before).shows(stamp)):
+        begun, seen, before = time.time_ns(), self.backup.known(task_key), self.backup.watermark
+        known = Watermark.parse(before) if before else None
+        stamp = self._dal.remove_task(task_key, known=known)
+        if stamp is None:
             return False
-        self._follow(stamp, [task_key], lambda files: files.delete(task_key))
+        text = None if seen is None else seen.text
+        redo = Owed(stamp, lambda files: files.delete_as_seen(task_key, text), begun)
+        self._follow(redo, [task_key])
         return True
 
     def change_all(self, decide: Decide) -> None:
@@ -125,15 +139,15 @@ class DatabaseStore:
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
             return wanted[-1]
 
-        stamp = self._dal.change_all(decide_changes)
+        begun, stamp = time.time_ns(), self._dal.change_all(decide_changes)
         change = wanted[-1]
         task_keys = [*(p.task_key for p in change.write), *change.delete]
-        self._follow(stamp, task_keys, lambda files: files.change_all(decide))
+        self._follow(Owed(stamp, lambda files: files.change_all(decide), begun), task_keys)
 
-    def _follow(self, stamp: int, task_keys: Sequence[str], redo: Redo) -> None:
-        self._owed.append((stamp, redo))
+    def _follow(self, owed: Owed, task_keys: Sequence[str]) -> None:
+        self._owed.append(owed)
         try:
-            if self.backup.after_commit(stamp):
+            if self.backup.after_commit(owed.stamp):
                 self._forget_shown()
         except DatabaseError as error:
             raise CommittedError(str(error)) from error
@@ -143,10 +157,10 @@ class DatabaseStore:
 
     def _forget_shown(self) -> None:
         for owed in list(self._owed):
-            if self.backup.shows(owed[0]):
+            if self.backup.shows(owed.stamp):
                 self._forget(owed)
 
-    def _forget(self, owed: _Owed) -> None:
+    def _forget(self, owed: Owed) -> None:
         with suppress(ValueError):  # another thread was first
             self._owed.remove(owed)
 
@@ -162,15 +176,21 @@ class DatabaseStore:
         FileStoreError, SnapshotError, LockTimeoutError; what is left is done by the next call.
         """
         with self._settling, locked(self._paths.lock_file, self._patience):
-            known = sidecar.read(self._paths.sidecar_file)
-            shown = known.header.watermark if known is not None else ""
+            header = self._published()
             files = FileStore(self._paths, self._patience, held=True)
             for owed in list(self._owed):
-                stamp, redo = owed
-                if not (shown and Watermark.parse(shown).shows(stamp)):
+                if not owed.is_shown_by(header):
                     with files.redoing():
-                        redo(files)
+                        owed.redo(files)
                 self._forget(owed)
+
+    def _published(self) -> SidecarHeader:
+        """What the snapshot shows; an empty header where it is not what its sidecar says."""
+        known = sidecar.read(self._paths.sidecar_file)
+        found = atomic.signature(self._paths.tasks_file)
+        unpublished = atomic.unpublished(self._paths.tasks_file)
+        stands = known is not None and known.is_published(found, unpublished)
+        return known.header if known is not None and stands else SidecarHeader()
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:
         if self.hooks:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 
+from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
@@ -13,10 +17,15 @@ from datahound_storage.postgres.changes import Changes
 
 @dataclass
 class FilesSide:
-    """The files as found, and what is known of the state that they were last equal in."""
+    """The files as found, and what is known of the state that they were last equal in.
+
+    `mark` tells them from other files, and from themselves once the snapshot was written anew; it
+    stays the same while others change the snapshot. None where there is no sidecar to tell it.
+    """
 
     snapshot: Snapshot
     sidecar: Sidecar | None
+    mark: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -32,24 +41,48 @@ class FilesSide:
         in_files = {item.task_key: item.text for item in self.snapshot.items}
         return self.is_complete and in_files == {s.task_key: s.text for s in changes.tasks}
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether the snapshot is one that we wrote: then the database has the last word.
+    def is_as_written_for(self, changes: Changes) -> bool:
+        """Whether the snapshot is one that we wrote for this database: it has the last word then.
 
         What was added while the files served and then deleted leaves no trace but in the sidecar.
         """
-        if self.sidecar is None or not self.snapshot.exists or self.sidecar.shown_since:
+        known = self.sidecar
+        if known is None or not self.snapshot.exists or known.shown_since:
             return False
-        header = self.sidecar.header
-        return header.recognises(self.snapshot.digest, self.snapshot.signature)
+        recognised = known.header.recognises(self.snapshot.digest, self.snapshot.signature)
+        return recognised and self.is_of(changes)
 
 
-def read_files(paths: StatePaths) -> FilesSide:
-    """Read snapshot and sidecar; a damaged snapshot is kept aside and reported. Under the lock."""
+def look_at_files(paths: StatePaths, found: Snapshot | None = None) -> FilesSide:
+    """Snapshot (`found`, if it was read already) and sidecar as they are. Raises FileStoreError."""
+    found = found or snapshot.read(paths.tasks_file)
+    known = sidecar.read(paths.sidecar_file)
+    unpublished = atomic.unpublished(paths.tasks_file)
+    return FilesSide(found, known and known.settled(found.signature, unpublished), _mark(paths))
+
+
+def _mark(paths: StatePaths) -> str | None:
+    digest = sidecar.header_digest(paths.sidecar_file)
+    try:
+        lock = paths.lock_file.stat()
+    except OSError:
+        return None
+    # A copy of the directory has the same sidecar; its lock is another file, or on another host.
+    place = f"{socket.gethostname()}:{lock.st_dev}:{lock.st_ino}"
+    return None if digest is None else blake2b(f"{place} {digest}".encode()).hexdigest()[:40]
+
+
+def take_files(paths: StatePaths) -> FilesSide:
+    """As `look_at_files`, to let them meet a database. Callers hold the lock.
+
+    A damaged snapshot is kept aside. Where there is no sidecar one is begun, so that the files are
+    known again after the meeting. Raises FileStoreError, SnapshotError.
+    """
     found = snapshot.read(paths.tasks_file)
     if found.damaged:
         snapshot.report_damage(paths.tasks_file, found)
         snapshot.set_aside(paths.tasks_file)
-    known = sidecar.read(paths.sidecar_file)
-    unpublished = atomic.unpublished(paths.tasks_file)
-    return FilesSide(found, known and known.settled(found.signature, unpublished))
+    if found.exists and sidecar.header_digest(paths.sidecar_file) is None:
+        with suppress(FileStoreError):  # no room: then a crash makes strangers of them once more
+            sidecar.begin(paths.sidecar_file)
+    return look_at_files(paths, found)

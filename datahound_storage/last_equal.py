@@ -47,6 +47,17 @@ class Base:
         """Whether the task was as it is now, stamp and status included."""
         return hashes in (self._tasks.get(key), self._previous.get(key))
 
+    def stands(self, key: str, half: int, in_files: str, in_database: str) -> bool:
+        """Whether the files never changed a half, as far as can be told.
+
+        Not where it was there and back again: the task was deleted and added anew, or the files
+        have shown, since then, what is in the database now.
+        """
+        there_and_back = self.was_removed_since(key) or (
+            self.was_shown_since(key, half, in_database) and not same_half(in_files, in_database)
+        )
+        return self.had(key, half, in_files) and not there_and_back
+
     def had(self, key: str, half: int, digest: str) -> bool:
         """Whether a half was as it is now."""
         versions = (self._tasks.get(key), self._previous.get(key))

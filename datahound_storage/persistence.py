@@ -23,6 +23,7 @@ from datahound_storage.runs import HistoryEntry, new_entry
 from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
+from datahound_storage.stores import all_once, once
 from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText
 
 log = Reporter()
@@ -187,7 +188,8 @@ class SchedulerPersistence:
             def change(stored: str) -> TaskChange:
                 return self._adapter.change(submitted, stored, base)
 
-            updated = self._switch.run(lambda store: store.update(key, change), committed=True)
+            work = once(change)
+            updated = self._switch.run(lambda store: store.update(key, work), committed=True)
         finally:
             if not updated:
                 set_updated_at(task, before)
@@ -228,7 +230,8 @@ class SchedulerPersistence:
         bases = {t["task_id"]: base for task, t in pairs if (base := self._base_of(task, t))}
         listed = getattr(self._listed, "keys", None)
         decide = WholeState(self._adapter, [submitted for _, submitted in pairs], listed, bases)
-        self._switch.run(lambda store: store.change_all(decide), committed=None)
+        work = all_once(decide)
+        self._switch.run(lambda store: store.change_all(work), committed=None)
         for key in decide.deleted:
             self._bases.deleted(key)
         for task, submitted in pairs:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from datahound_storage.codec import Task, decode, encode_lenient, same
+from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import hashes_of, join_halves, same_half
 from datahound_storage.last_equal import OPERATOR, SCHEDULER, Base
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, columns_of, parse_time
@@ -83,13 +84,15 @@ class Meeting:
     def _only_in_files(self, plan: Plan, key: str, version: Version) -> None:
         if self._was_buried(key, version):
             reason = "deleted there, after a change that got lost on its way back"
-            plan.conflicts.append(_lost(key, "task", "database", version, reason))
+            plan.conflicts.append(lost_version(key, "task", "database", version, reason))
             plan.reports.append(f"task {key!r} was deleted in the database; it stays deleted")
             return
         if self.base is None:
             gone = self.deleted_at.get(key)
             if gone is not None and not _is_newer(version.changed_at, gone, self.now):
-                plan.conflicts.append(_lost(key, "task", "database", version, "deleted there"))
+                plan.conflicts.append(
+                    lost_version(key, "task", "database", version, "deleted there")
+                )
                 plan.reports.append(f"task {key!r} was deleted in the database; it stays deleted")
                 return
         elif self.base.knows(key) and not self.base.was_removed_since(key):
@@ -104,7 +107,7 @@ class Meeting:
                 f"task {key!r} was deleted in the database, which may not have known what the "
                 "files show of it: it is kept"
             )
-        plan.write.append(_prepared(version))
+        plan.write.append(prepared_of(version))
 
     def _may_have_been_deleted(self, key: str, version: Version) -> bool:
         """Whether a deletion may be undone here: it cannot be told what it has seen."""
@@ -140,7 +143,7 @@ class Meeting:
             return
         plan.delete.append(key)
         if (reason := self._doubt(base, key, operator)) is not None:
-            plan.conflicts.append(_lost(key, "task", "files", version, reason))
+            plan.conflicts.append(lost_version(key, "task", "files", version, reason))
             plan.reports.append(
                 f"task {key!r} was deleted, as it is missing from the files; its last version "
                 "is kept in scheduler_conflicts"
@@ -155,7 +158,7 @@ class Meeting:
             return "missing from the files, which may not have shown it yet"
         if not base.had(key, OPERATOR, operator):  # it rests on a note: others may do the same
             return "missing from the files, which had it like this after an outage"
-        if len(self.database) == 1 or any(base.knows(known) for known in self.files):
+        if any(base.knows(known) for known in self.files):
             return None
         # Old code takes a file that it cannot read for an empty one, and writes that back.
         return "missing from the files, with all other tasks"
@@ -164,21 +167,22 @@ class Meeting:
         if files.text == database.text:
             return
         hashes = (hashes_of(files.task), hashes_of(database.task))
-        if self.base is not None and self.base.had_exactly(key, hashes[0]):
+        if self._stands_exactly(key, *hashes):
             return
         if self.base is not None and self.base.had_exactly(key, hashes[1]):
-            plan.write.append(_prepared(files))
+            plan.write.append(prepared_of(files))
             return
         if (
             self.base is not None
             and key in self.buried
+            and not self.base.was_removed_since(key)
             and self.base.had(key, OPERATOR, hashes[0][OPERATOR])
         ):
             return  # deleted and added anew: what the scheduler did to the old one is not its own
         if self.base is None and hashes[0] == hashes[1]:
             # Rows without a text were rebuilt: the file still has order and spelling.
             if not _is_newer(database.changed_at, files.changed_at, self.now):
-                plan.write.append(_prepared(files))
+                plan.write.append(prepared_of(files))
             return
         from_files = [
             self._files_win(plan, key, half, files, database, (hashes[0][half], hashes[1][half]))
@@ -186,6 +190,17 @@ class Meeting:
         ]
         if any(from_files):
             plan.write.append(_joined(from_files, files, database))
+
+    def _stands_exactly(self, key: str, in_files: Hashes, in_database: Hashes) -> bool:
+        base = self.base
+        return (
+            base is not None
+            and base.had_exactly(key, in_files)
+            and all(
+                base.stands(key, half, in_files[half], in_database[half])
+                for half in (OPERATOR, SCHEDULER)
+            )
+        )
 
     def _files_win(
         self,
@@ -202,7 +217,7 @@ class Meeting:
             return False
         base = self.base
         if base is not None and base.knows(key):
-            if base.had(key, half, in_files):
+            if base.stands(key, half, in_files, in_database):
                 return False
             if base.had(key, half, in_database):
                 if half == OPERATOR and base.was_shown_since(key, half, in_files):
@@ -213,7 +228,9 @@ class Meeting:
             # made the same change in the database, which never got ours.
             if half == OPERATOR:
                 reason = "changed in the files, which had shown this version after an outage"
-                plan.conflicts.append(_lost(key, HALF_NAMES[half], "files", database, reason))
+                plan.conflicts.append(
+                    lost_version(key, HALF_NAMES[half], "files", database, reason)
+                )
                 plan.reports.append(
                     f"task {key!r}: the operator's half of the files was kept, which came after "
                     "what the database has; that is in scheduler_conflicts"
@@ -222,7 +239,7 @@ class Meeting:
         wins = _is_newer(files.changed_at, database.changed_at, self.now)
         kept, lost = ("files", database) if wins else ("database", files)
         reason = "changed on both sides; the newer change was kept"
-        plan.conflicts.append(_lost(key, HALF_NAMES[half], kept, lost, reason))
+        plan.conflicts.append(lost_version(key, HALF_NAMES[half], kept, lost, reason))
         plan.reports.append(
             f"task {key!r}: the {HALF_NAMES[half]}'s half was changed in the files and in the "
             f"database; the version of the {kept} was kept, the other one is in scheduler_conflicts"
@@ -238,34 +255,11 @@ def _keep_what_was_taken_back(plan: Plan, key: str, database: Version, base: Bas
     if base.at is None or database.changed_at is None or database.changed_at <= base.at:
         return
     reason = "changed since, perhaps back from what the files have shown after an outage"
-    plan.conflicts.append(_lost(key, HALF_NAMES[OPERATOR], "files", database, reason))
+    plan.conflicts.append(lost_version(key, HALF_NAMES[OPERATOR], "files", database, reason))
     plan.reports.append(
         f"task {key!r}: the operator's half of the files was kept, which the database may have "
         "had before; its version is in scheduler_conflicts"
     )
-
-
-def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) -> Plan:
-    """The files become the whole state, as the operator decided; what that costs is kept."""
-    changed = {k: v for k, v in files.items() if k not in database or database[k].text != v.text}
-    gone = [key for key in database if key not in files]
-    lost = [key for key in (*changed, *gone) if key in database]
-    natural = [*(k for k in database if k in files), *(k for k in files if k not in database)]
-    return Plan(
-        write=[_prepared(version) for version in changed.values()],
-        delete=gone,
-        order=None if list(files) == natural else list(files),
-        conflicts=[_lost(key, "task", "files", database[key], _CHOSEN) for key in lost],
-    )
-
-
-def choose_database(files: Mapping[str, Version], database: Mapping[str, Version]) -> Plan:
-    """The database stays as it is, as the operator decided; what only the files show is kept."""
-    lost = [k for k, v in files.items() if k not in database or database[k].text != v.text]
-    return Plan(conflicts=[_lost(key, "task", "database", files[key], _CHOSEN) for key in lost])
-
-
-_CHOSEN = "the operator chose the other side"
 
 
 def _is_newer(files: datetime | None, database: datetime | None, now: datetime) -> bool:
@@ -277,20 +271,22 @@ def _is_newer(files: datetime | None, database: datetime | None, now: datetime) 
 
 def _joined(from_files: list[bool], files: Version, database: Version) -> PreparedTask:
     if all(from_files):
-        return _prepared(files)
+        return prepared_of(files)
     sides = [files if wins else database for wins in from_files]
     task = join_halves(sides[OPERATOR].task, sides[SCHEDULER].task)
     for version in (files, database):
         if same(task, version.task):
-            return _prepared(version)
+            return prepared_of(version)
     return PreparedTask(columns_of(task), encode_lenient(task))
 
 
-def _prepared(version: Version) -> PreparedTask:
+def prepared_of(version: Version) -> PreparedTask:
+    """A version, ready for the database."""
     return PreparedTask(columns_of(version.task), version.text)
 
 
-def _lost(key: str, half: str, kept: str, version: Version, reason: str) -> Conflict:
+def lost_version(key: str, half: str, kept: str, version: Version, reason: str) -> Conflict:
+    """A version that loses, to be kept."""
     return Conflict(key, half, kept, version.text, reason)
 
 

@@ -83,6 +83,7 @@ class StandingSnapshot:
 
     def write(self, view: TaskView) -> None:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
+        self._settle_after_a_crash()
         content = snapshot.assemble(text.text for text in view.texts())
         made = atomic.prepare(self._paths.tasks_file, content)
         header = self._header_of(view, made, content)
@@ -99,6 +100,13 @@ class StandingSnapshot:
         self._is_adopted = self.stale = False
         self.header, self.shown = header, view.hashes()
         self._signature, self._found = made, None
+
+    def _settle_after_a_crash(self) -> None:
+        """Write down which snapshot stands, before what tells it is overwritten."""
+        unpublished = atomic.unpublished(self._paths.tasks_file)
+        if unpublished is not None:
+            found = atomic.signature(self._paths.tasks_file)
+            sidecar.settle(self._paths.sidecar_file, found, unpublished)
 
     def _header_of(self, view: TaskView, made: atomic.Signature, content: bytes) -> SidecarHeader:
         state, old = view.state, self._found or self._signature
@@ -117,10 +125,14 @@ class StandingSnapshot:
         )
 
     def _publish(self, made: atomic.Signature, before: bytes | None) -> None:
-        """Rename the snapshot; where the disk refuses, the sidecar tells of the old one again."""
+        """Rename the snapshot; where the disk refuses, the sidecar tells of the old one again.
+
+        Where that is refused, too, the new snapshot stays beside the old one, as after a crash.
+        """
         try:
             atomic.publish(self._paths.tasks_file)
         except FileStoreError:
             if before is not None and atomic.signature(self._paths.tasks_file) != made:
                 atomic.replace(self._paths.sidecar_file, before)
+            atomic.discard(self._paths.tasks_file)
             raise

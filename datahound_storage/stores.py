@@ -15,7 +15,10 @@ Decide = Callable[[list[TaskText]], BulkChange]
 
 
 class TaskStore(Protocol):
-    """Tasks and history. What a method changed is durable when it returns."""
+    """Tasks and history. What a method changed is durable when it returns.
+
+    A `change` is called again where another try is needed, on another store perhaps: see `once`.
+    """
 
     def list_texts(self) -> list[TaskText]:
         """All tasks, in the order in which they were added."""
@@ -43,3 +46,41 @@ class TaskStore(Protocol):
 
     def trim_history(self, days: float) -> int:
         """Remove the runs that ended longer ago; return how many."""
+
+
+def once(change: Change) -> Change:
+    """The same change, which leaves a text alone that it has made itself.
+
+    An attempt whose answer got lost may have been done, and be shown by the other store already.
+    """
+    made: list[TaskChange] = []
+
+    def change_once(text: str) -> TaskChange:
+        if made and text == made[-1].prepared.text:
+            return TaskChange(made[-1].prepared)
+        made.append(change(text))
+        return made[-1]
+
+    return change_once
+
+
+def all_once(decide: Decide) -> Decide:
+    """The same change of many tasks, which does nothing where it was done as a whole."""
+    made: list[BulkChange] = []
+
+    def decide_once(texts: list[TaskText]) -> BulkChange:
+        if made and _is_done(made[-1], texts):
+            return BulkChange([], [])
+        made.append(decide(texts))
+        return made[-1]
+
+    return decide_once
+
+
+def _is_done(change: BulkChange, texts: list[TaskText]) -> bool:
+    found = dict(texts)
+    return (
+        all(found.get(prepared.task_key) == prepared.text for prepared in change.write)
+        and not found.keys() & set(change.delete)
+        and (change.order is None or change.order == list(found))
+    )

@@ -114,14 +114,14 @@ class BulkChange(NamedTuple):
     """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
 
     `conflicts` are versions that lose by it, to be kept for the operator. `carried_over` is what is
-    to be remembered of a meeting.
+    to be remembered of a meeting (None: nothing), after the mark of its files.
     """
 
     write: list[PreparedTask]
     delete: list[str]
     order: list[str] | None = None
     conflicts: tuple[Conflict, ...] = ()
-    carried_over: str | None = None
+    carried_over: tuple[str, str | None] | None = None
 
 
 class TaskText(NamedTuple):

@@ -1,8 +1,11 @@
 """remember meetings
 
-What a meeting of files and database carried over, for as long as the snapshot could not be written
-after it (a full disk, a crash): until then its sidecar tells of the state before, and the same
-would be carried over again. One text, replaced by each meeting that carries something over.
+What meetings of files and database carried over, for as long as the snapshot could not be written
+after them (a full disk, a crash): until then its sidecar tells of the state before, and the same
+would be carried over again. A text for each mark of the files that were met.
+
+And the tokens of the last bulk changes, so that one whose answer got lost can tell whether it was
+committed: a server that crashes may give its transaction's number to another one.
 
 Revision ID: 0006
 Revises: 0005
@@ -17,10 +20,18 @@ down_revision: str | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# Nullable and without a default: the catalogue alone changes. Code from before it carries over
+# One row, and constant defaults: the catalogue alone changes. Code from before it carries over
 # without remembering, as it always did.
-_ADD = "ALTER TABLE scheduler_storage ADD COLUMN IF NOT EXISTS carried_over text"
-_DROP = "ALTER TABLE scheduler_storage DROP COLUMN IF EXISTS carried_over"
+_ADD = """
+    ALTER TABLE scheduler_storage
+        ADD COLUMN IF NOT EXISTS carried_over jsonb NOT NULL DEFAULT '{}',
+        ADD COLUMN IF NOT EXISTS recent_changes uuid[] NOT NULL DEFAULT '{}'
+    """
+_DROP = """
+    ALTER TABLE scheduler_storage
+        DROP COLUMN IF EXISTS carried_over,
+        DROP COLUMN IF EXISTS recent_changes
+    """
 
 
 def upgrade() -> None:

@@ -23,6 +23,7 @@ from datahound_storage.reconcile import HALF_NAMES
 from datahound_storage.saving import TaskAdapter
 from datahound_storage.settings import Settings
 from datahound_storage.stamping import now_like
+from datahound_storage.stores import all_once
 from datahound_storage.tasks import (
     BulkChange,
     Conflict,
@@ -137,7 +138,8 @@ def restore(
     """
     restoring = Restoring(found)
     with _serving(settings, places) as switch:
-        switch.run(lambda store: store.change_all(restoring), committed=None)
+        work = all_once(restoring)
+        switch.run(lambda store: store.change_all(work), committed=None)
         store = switch.serving
     try:
         places.forget(found)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from datahound_storage.errors import FileStoreError
 from datahound_storage.files.lock import cannot, give_as_root
 
 
@@ -75,20 +76,30 @@ def unpublished(path: Path) -> int | None:
 
 
 def publish(path: Path) -> None:
-    """Rename what `prepare` wrote to `path`, durably. Raises FileStoreError."""
+    """Rename what `prepare` wrote to `path`, durably.
+
+    Raises FileStoreError; then the caller calls `discard`, or leaves what tells of a crash.
+    """
     try:
         os.replace(_temporary(path), path)
         sync_directory(path.parent)
     except OSError as error:
-        discard(path)
         raise cannot("replace", path, error) from error
 
 
 def replace(path: Path, content: bytes) -> Signature:
     """Put `content` in the place of `path`, durably. Raises FileStoreError."""
     made = prepare(path, content)
-    publish(path)
+    _publish_or_discard(path)
     return made
+
+
+def _publish_or_discard(path: Path) -> None:
+    try:
+        publish(path)
+    except FileStoreError:
+        discard(path)
+        raise
 
 
 def duplicate(path: Path, copy: Path) -> None:
@@ -104,7 +115,7 @@ def duplicate(path: Path, copy: Path) -> None:
     except OSError:
         # No links on this file system, or none to a file of another user.
         prepare(copy, path.read_bytes(), like=path)
-        publish(copy)
+        _publish_or_discard(copy)
 
 
 def sync(path: Path) -> None:

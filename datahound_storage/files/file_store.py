@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
+from datahound_storage.codec import decode
 from datahound_storage.errors import FileStoreError, LockTimeoutError
 from datahound_storage.files import atomic, conflicts, history, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.halves import hashes_of
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, TaskChange, TaskText
@@ -109,6 +111,18 @@ class FileStore:
         """Delete a task; False if there is none."""
         return self._change(lambda texts, _: texts.pop(task_key, None) is not None)
 
+    def delete_as_seen(self, task_key: str, seen: str | None) -> bool:
+        """As `delete`; what was edited since it was `seen` (None: never) is kept as a conflict."""
+
+        def change(texts: Texts, lost: list[Conflict]) -> bool:
+            text = texts.pop(task_key, None)
+            if text is not None and (seen is None or _is_edited(text, seen)):
+                reason = "deleted in the database, before the files could show it"
+                lost.append(Conflict(task_key, "task", "database", text, reason))
+            return text is not None
+
+        return self._change(change)
+
     def change_all(self, decide: Callable[[list[TaskText]], BulkChange]) -> None:
         """Change many tasks: all or nothing."""
 
@@ -203,6 +217,10 @@ class FileStore:
             snapshot.report_damage(self._paths.tasks_file, found)
             self._reported = found.digest
         return found
+
+
+def _is_edited(text: str, seen: str) -> bool:
+    return hashes_of(decode(text))[0] != hashes_of(decode(seen))[0]
 
 
 def _apply(wanted: BulkChange, texts: Texts) -> bool:

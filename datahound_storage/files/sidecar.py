@@ -8,8 +8,10 @@ read alone; the rest holds the two hashes of each task.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +68,23 @@ class Sidecar:
     shown_since: dict[str, list[Hashes | None]] = field(default_factory=dict)
 
     def settled(self, signature: tuple[int, int, int] | None, unpublished: int | None) -> Sidecar:
-        """Without `previous`, where the snapshot's inode tells which of the two was changed.
+        """Without `previous`, as one of the two snapshots stands, or stood when it was changed.
 
         After a crash the old one stands beside this sidecar, and the new one, `unpublished`, beside
-        both. Who then changes the old one has not seen what the new one was to show. Without the
-        new one the old one's inode is free, and any file can have it.
+        both: whoever then changes or replaces the old one has not seen what the new one was to
+        show. Without that the new one was published, and who changed it has seen it.
         """
-        inode = signature[0] if signature is not None else None
-        file, replaced = self.header.file, self.header.replaced
-        if file is not None and inode == file[0]:
+        if self.is_published(signature, unpublished):
             return replace(self, previous={})
-        is_older = replaced is not None and inode == replaced[0]
-        if is_older and file is not None and unpublished == file[0]:
-            older = {**self.tasks, **self.previous}
-            tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
-            return replace(self, tasks=tasks, previous={})
-        return self
+        older = {**self.tasks, **self.previous}
+        tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
+        return replace(self, tasks=tasks, previous={})
+
+    def is_published(self, signature: tuple[int, int, int] | None, unpublished: int | None) -> bool:
+        """Whether the snapshot shows what this says, or did before somebody changed it."""
+        file = self.header.file
+        inode = signature[0] if signature is not None else None
+        return file is None or inode == file[0] or unpublished != file[0]
 
 
 _WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
@@ -157,6 +160,23 @@ def _rewrite(path: Path, known: Sidecar) -> None:
     atomic.replace(path, encode(known.header, lines, known.previous, known.shown_since))
 
 
+def begin(path: Path) -> None:
+    """Write one that says nothing yet, but tells these files from others. Raises FileStoreError."""
+    header = SidecarHeader(after=secrets.token_hex(16))
+    atomic.replace(path, encode(header, (), {}))
+
+
+def header_digest(path: Path) -> str | None:
+    """What tells whether the sidecar was written anew, but for notes; None where there is none."""
+    found = content(path)
+    try:
+        value = orjson.loads(found or b"")
+        told = {name: value[name] for name in SidecarHeader.__dataclass_fields__}
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return None
+    return blake2b(orjson.dumps(told), digest_size=16).hexdigest()
+
+
 def content(path: Path) -> bytes | None:
     """The bytes of the sidecar, None where there is none. Raises FileStoreError."""
     try:
@@ -168,7 +188,7 @@ def content(path: Path) -> bytes | None:
 
 
 def read(path: Path) -> Sidecar | None:
-    """The sidecar, None where there is none or it cannot be understood. Raises FileStoreError."""
+    """The sidecar, None where there is none or it says nothing. Raises FileStoreError."""
     found = content(path)
     if found is None:
         return None
@@ -182,7 +202,8 @@ def read(path: Path) -> Sidecar | None:
             key: [v and (str(v[0]), str(v[1])) for v in shown]
             for key, shown in value.pop("shown_since", {}).items()
         }
-        return Sidecar(_header(value), tasks, previous, since)
+        header = _header(value)
+        return Sidecar(header, tasks, previous, since) if header.database else None
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
         return None

@@ -6,6 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -181,8 +182,12 @@ def set_aside(path: Path) -> Path:
     """Keep a damaged snapshot under a name with the time; return that name. Raises SnapshotError.
 
     Durable when it returns. The file is linked or copied, not moved, so that its own name is never
-    missing.
+    missing. Once for each file, however often it is met.
     """
+    for known in path.parent.glob(f"{path.name}.damaged-*"):
+        with suppress(OSError):
+            if known.samefile(path):
+                return known
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     kept = path.with_name(f"{path.name}{_ASIDE}{stamp}")
     try:

@@ -115,14 +115,3 @@ def cluster_of(connection: DeadlineConnection) -> str:
         row = connection.execute(_CLUSTER).fetchone()
         connection.cluster = str(row[0]) if row else ""
     return connection.cluster
-
-
-def carried_over(connection: DeadlineConnection) -> str | None:
-    """What the last meeting that carried something over has remembered of it."""
-    row = connection.execute("SELECT carried_over FROM scheduler_storage").fetchone()
-    return row[0] if row else None
-
-
-def remember_carried_over(connection: DeadlineConnection, text: str) -> None:
-    """Remember what a meeting carries over, in its transaction."""
-    connection.execute("UPDATE scheduler_storage SET carried_over = %s", [text])

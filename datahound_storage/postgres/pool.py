@@ -74,7 +74,7 @@ class Database:
         self._retired = False
         # How many connections broke: the server may have crashed, and counts transactions anew.
         self.losses = 0
-        self._deadlines = threading.local()
+        self._of_thread = threading.local()
         self._connector = self._new_connector()
         self._pool = self._new_pool()
         _databases.add(self)
@@ -98,7 +98,7 @@ class Database:
     def _connect(self) -> DeadlineConnection:
         # The pool calls this in the thread of the operation.
         allowed = self.timeout * _CONNECT_SHARE
-        deadline = getattr(self._deadlines, "of_operation", None)
+        deadline = getattr(self._of_thread, "deadline", None)
         if deadline is not None:
             allowed = min(allowed, deadline - time.monotonic())
         return self._connector.connect(allowed)
@@ -145,14 +145,19 @@ class Database:
         *,
         bulk: bool = False,
         repeated: bool = False,
+        joins: bool = False,
     ) -> Outcome[T]:
         """Run one operation, again where that helps, until it succeeds or the time is over.
 
         An operation must bear being run twice: a connection that broke leaves the outcome of the
         first attempt unknown, which `Outcome.repeated` tells. `bulk`: bounded by progress instead.
         Raises errors of this package, whatever the database did; they tell whether an attempt may
-        have taken effect, one before this operation (`repeated`) included.
+        have taken effect, one before this operation (`repeated`) included. `joins`: where the
+        thread is in the middle of an operation, this one is a part of it, and of its transaction.
         """
+        current: DeadlineConnection | None = getattr(self._of_thread, "connection", None)
+        if joins and current is not None:
+            return Outcome(operation(current), repeated)
         start = time.monotonic()
         deadline = None if bulk else start + self.timeout
         last_retry = start + self.timeout * _RETRY_SHARE
@@ -195,14 +200,17 @@ class Database:
     @contextmanager
     def _connection(self, deadline: float | None) -> Iterator[DeadlineConnection]:
         pool = self._pool
-        self._deadlines.of_operation = deadline
+        outer = getattr(self._of_thread, "connection", None)
+        self._of_thread.deadline = deadline
         proxy = pool.connect()
         connection = cast("DeadlineConnection", proxy.dbapi_connection)
         connection.deadline = deadline
         try:
             connection.check_alive()
+            self._of_thread.connection = connection
             yield connection
         finally:
+            self._of_thread.connection = outer
             if connection.closed:
                 self.losses += 1
                 proxy.invalidate()

@@ -128,8 +128,10 @@ storage = Table(
     Column("history_cutoff", _instant),
     # The newest revision that code from before it cannot work with.
     Column("breaking_since", String(32), nullable=False, server_default=text("'0001'")),
-    # What the last meeting with files carried over, while their snapshot may not show it yet.
-    Column("carried_over", Text),
+    # What meetings carried over, by the mark of the files that may not show it yet.
+    Column("carried_over", JSONB, nullable=False, server_default="{}"),
+    # The tokens of the last bulk changes, newest first.
+    Column("recent_changes", ARRAY(Uuid), nullable=False, server_default="{}"),
     CheckConstraint("only_row", name="ck_scheduler_storage_only_row"),
 )
 

@@ -139,18 +139,6 @@ def lock_for_bulk_change(connection: Connection, patience: float) -> None:
     connection.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
 
 
-def current_stamp(connection: Connection) -> int:
-    """The stamp of the caller's transaction."""
-    row = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
-    return int(row[0]) if row else 0
-
-
-def is_committed(connection: Connection, stamp: int) -> bool:
-    """Whether a transaction that has ended was committed."""
-    row = connection.execute("SELECT pg_xact_status(%s::xid8)", (str(stamp),)).fetchone()
-    return row == ("committed",)
-
-
 _INCOMING = """
 CREATE TEMP TABLE incoming_tasks (
     ordinal bigint, id uuid, task_key text, task_type text, company text, schedule_type text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from datahound_storage import backup
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.migrations import upgrade
 from tests.fault.fix_faults import fill, impatient, secret_task
 from tests.fault.proxy import Proxy
+from tests.fault.standby import value
 from tests.fault.test_lost_answers import no_room_for_snapshots
-from tests.fix_persistence import MakePersistence
+from tests.fix_persistence import MakePersistence, as_another
 from tests.scheduler import OldCode
 
 Tasks = list[dict[str, Any]]
@@ -46,6 +49,12 @@ class Hosts:
     def edit(self, change: Callable[[Tasks], Tasks]) -> None:
         """What old code makes of the snapshot."""
         OldCode(self._base).save(change(OldCode(self._base).load()))
+
+    def edit_there(self, change: Callable[[Tasks], Tasks]) -> None:
+        """The same on the other host, which carries it over at once."""
+        there = OldCode(self._base.parent / "elsewhere")
+        there.save(change(there.load()))
+        self.there.load_tasks()
 
     def set_there(self, **changes: Any) -> None:
         assert self.there.update_task({**self.there.get_task("a"), **changes})
@@ -222,3 +231,160 @@ def test_after_a_fork_it_is_no_other_database(
     persistence.load_tasks()
     assert persistence.health().store == "database"
     assert [task["task_id"] for task in OldCode(base).load()] == ["b"]
+
+
+@pytest.mark.parametrize("by", ["old code", "this package"])
+def test_what_was_carried_over_can_be_taken_back_in_the_files(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy, by: str
+) -> None:
+    """Which makes the file what it was when it was written last."""
+    here = opened(base, url=migrated_url)
+    fill(here)
+    here.close()
+    before = OldCode(base).load()
+    OldCode(base).save([*paused(before), secret_task("c")])
+    with after_the_meeting(proxy.refuse):
+        here = opened(base, url=proxy.url, settings=impatient())
+    assert here.health().store == "files"
+    if by == "old code":
+        OldCode(base).save(before)
+    else:
+        assert here.delete_task("c")
+        assert here.update_task({**here.get_task("a"), "status": "active"})
+    here.close()
+    here = opened(base, url=migrated_url)
+    assert statuses(here.load_tasks()) == {"a": "active", "b": "paused"}
+
+
+@contextmanager
+def after_the_meeting(work: Callable[[], object]) -> Iterator[None]:
+    """Something happens between the commit of a meeting and the snapshot that shows it."""
+    really_meet = backup.meet
+
+    def meet(*args: Any, **options: Any) -> str | None:
+        mark = really_meet(*args, **options)
+        work()
+        return mark
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backup, "meet", meet)
+        yield
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def test_a_process_that_is_killed_after_a_meeting(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    here = opened(base, url=migrated_url)
+    fill(here)
+    here.close()
+    before = OldCode(base).load()
+    OldCode(base).save([*before, secret_task("c")])
+    with after_the_meeting(kill), pytest.raises(Killed):
+        opened(base, url=as_another(migrated_url, "killed"))
+    OldCode(base).save(before)
+    here = opened(base, url=migrated_url)
+    assert list(statuses(here.load_tasks())) == ["a", "b"]
+
+
+def test_the_first_start_of_an_installation(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """The database goes away after the import; then a task is deleted in the files."""
+    (base / "data/scheduler").mkdir(parents=True)
+    OldCode(base).save([secret_task("a"), secret_task("b")])
+    with after_the_meeting(proxy.refuse):
+        here = opened(base, url=proxy.url, settings=impatient())
+    assert here.health().store == "files"
+    assert here.delete_task("b")
+    here.close()
+    here = opened(base, url=migrated_url)
+    assert list(statuses(here.load_tasks())) == ["a"]
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "where it was"])
+def test_a_copy_of_the_directory_has_met_nobody(
+    opened: MakePersistence, base: Path, migrated_url: str, place: str
+) -> None:
+    """A backup of the files, or another host's: what was carried over since is news to it."""
+    here = opened(base, url=migrated_url)
+    fill(here)
+    here.close()
+    copy = base.parent / "copy"
+    shutil.copytree(base, copy)
+    OldCode(base).save(paused(OldCode(base).load()[:1]))
+    here = opened(base, url=migrated_url)
+    assert statuses(here.load_tasks()) == {"a": "paused"}
+    here.close()
+    if place == "where it was":
+        shutil.rmtree(base)
+        copy = copy.rename(base)
+    OldCode(copy).save([*OldCode(copy).load(), secret_task("c")])
+    there = opened(copy, url=as_another(migrated_url, "copy"))
+    assert statuses(there.load_tasks()) == {"a": "paused", "c": "active"}
+
+
+def test_what_another_host_carries_over_is_remembered_beside_it(hosts: Hosts) -> None:
+    hosts.edit(paused)
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+    hosts.edit_there(lambda tasks: [*tasks, secret_task("c")])
+    hosts.set_there(status="active")
+    assert statuses(hosts.here.load_tasks()) == {"a": "active", "b": "paused", "c": "active"}
+
+
+def test_an_equal_change_on_both_sides_is_not_made_again(hosts: Hosts) -> None:
+    hosts.edit(paused)
+    hosts.set_there(status="paused")
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+        hosts.set_there(status="active")
+    assert statuses(hosts.here.load_tasks())["a"] == "active"
+
+
+def test_nothing_is_kept_once_the_snapshot_shows_it(hosts: Hosts, migrated_url: str) -> None:
+    hosts.edit(paused)
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+        assert value(migrated_url, _KEPT) == 1
+    hosts.here.load_tasks()
+    assert value(migrated_url, _KEPT) == 0
+
+
+_KEPT = "SELECT count(*) FROM scheduler_storage, jsonb_object_keys(carried_over)"
+
+
+@pytest.mark.parametrize("text", ["", "x", "{}", '{"tasks": {}, "of a later version": 1}'])
+def test_what_is_not_understood_stops_nothing(hosts: Hosts, migrated_url: str, text: str) -> None:
+    hosts.edit(paused)
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+    with psycopg.connect(migrated_url) as connection:
+        statement = (
+            "SELECT jsonb_object_agg(key, %s::text) FROM jsonb_object_keys(carried_over) key"
+        )
+        connection.execute(f"UPDATE scheduler_storage SET carried_over = ({statement})", [text])
+    hosts.restart()
+    assert hosts.here.health().store == "database"
+    assert statuses(hosts.shown)["a"] == "paused"
+
+
+def test_what_nobody_comes_back_for_does_not_grow(hosts: Hosts, migrated_url: str) -> None:
+    with psycopg.connect(migrated_url) as connection:
+        connection.execute(
+            "UPDATE scheduler_storage SET carried_over ="
+            " (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 1000) AS n)"
+        )
+    hosts.edit(paused)
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+    assert value(migrated_url, _KEPT) == 1
+    hosts.set_there(status="active")
+    assert statuses(hosts.here.load_tasks())["a"] == "active"

@@ -95,8 +95,16 @@ def test_a_task_added_in_the_database_stays() -> None:
 
 
 def test_a_task_deleted_in_the_files_is_deleted() -> None:
-    plan = meet(base_of(OLD), [], [OLD])
+    other = make_task("other")
+    plan = meet(base_of(OLD, other), [other], [OLD, other])
     assert (plan.write, plan.delete, plan.conflicts) == ([], ["t1"], [])
+
+
+def test_the_only_task_is_deleted_and_kept() -> None:
+    """As old code deletes it that could not read the file."""
+    plan = meet(base_of(OLD), [], [OLD])
+    assert (plan.write, plan.delete) == ([], ["t1"])
+    assert [(c.task_key, c.half, c.kept) for c in plan.conflicts] == [("t1", "task", "files")]
 
 
 def test_a_task_deleted_in_the_database_stays_deleted() -> None:

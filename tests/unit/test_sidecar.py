@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,33 @@ def test_a_sidecar_comes_back_as_it_was(path: Path) -> None:
 
 
 def test_a_sidecar_of_no_tasks_comes_back(path: Path) -> None:
-    path.write_bytes(sidecar.encode(SidecarHeader(), [], {}))
-    assert sidecar.read(path) == Sidecar(SidecarHeader(), {}, {})
+    path.write_bytes(sidecar.encode(HEADER, [], {}))
+    assert sidecar.read(path) == Sidecar(HEADER, {}, {})
+
+
+def test_one_that_was_begun_says_nothing_and_can_be_told_from_others(path: Path) -> None:
+    digests = set()
+    for _ in range(2):
+        sidecar.begin(path)
+        assert sidecar.read(path) is None
+        digests.add(sidecar.header_digest(path))
+    assert len(digests - {None}) == 2
+
+
+def test_its_digest_stays_when_something_is_noted(path: Path) -> None:
+    path.write_bytes(encoded())
+    before = sidecar.header_digest(path)
+    sidecar.note_shown(path, {"t1": None})
+    assert sidecar.header_digest(path) == before
+    path.write_bytes(sidecar.encode(replace(HEADER, after="other"), [], {}))
+    assert sidecar.header_digest(path) not in (before, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+def test_there_is_no_digest_of_what_is_no_sidecar(path: Path, content: bytes) -> None:
+    assert sidecar.header_digest(path) is None
+    path.write_bytes(content)
+    assert sidecar.header_digest(path) is None
 
 
 def test_it_is_json_with_a_line_for_each_task() -> None:

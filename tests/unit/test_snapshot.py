@@ -326,6 +326,10 @@ class TestStore:
             snapshot.named_ids(paths.tasks_file)
 
     def test_those_that_were_kept_aside_are_found(self, paths: StatePaths) -> None:
-        paths.tasks_file.write_bytes(b"[")
-        kept = [snapshot.set_aside(paths.tasks_file) for _ in range(2)]
-        assert snapshot.kept_aside(paths.tasks_file) == kept
+        kept = []
+        for content in (b"[", b"[{"):
+            paths.tasks_file.unlink(missing_ok=True)
+            paths.tasks_file.write_bytes(content)
+            kept += [snapshot.set_aside(paths.tasks_file) for _ in range(2)]
+        assert snapshot.kept_aside(paths.tasks_file) == [kept[0], kept[2]]
+        assert kept[::2] == kept[1::2]

@@ -1,0 +1,56 @@
+"""What the database remembers for those who change many tasks at once."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from datahound_storage.postgres.deadline import DeadlineConnection
+
+# Entries that nobody came back for: a directory that is gone, a process that died after writing.
+_MOST_MARKS = 16
+_MOST_TOKENS = 32
+
+_REMEMBER = f"""
+UPDATE scheduler_storage SET carried_over = jsonb_build_object(%(mark)s::text, %(text)s::text) || (
+    SELECT CASE WHEN count(*) < {_MOST_MARKS} THEN others ELSE '{{}}' END
+    FROM (SELECT carried_over - %(mark)s::text) AS o (others), jsonb_object_keys(others)
+    GROUP BY others
+    UNION ALL SELECT '{{}}' LIMIT 1)"""
+
+
+def carried_over(connection: DeadlineConnection, mark: str) -> str | None:
+    """What a meeting with the files of this mark has carried over, None where that is not kept."""
+    query = "SELECT carried_over ->> %s FROM scheduler_storage"
+    row = connection.execute(query, (mark,)).fetchone()
+    return row[0] if row else None
+
+
+def remember_carried_over(connection: DeadlineConnection, mark: str, text: str | None) -> None:
+    """Keep what a meeting carries over, in its transaction; None: nothing any more."""
+    if text is None:
+        forget_carried_over(connection, mark)
+    else:
+        connection.execute(_REMEMBER, {"mark": mark, "text": text})
+
+
+def forget_carried_over(connection: DeadlineConnection, mark: str) -> None:
+    """Forget it: the snapshot shows it."""
+    statement = "UPDATE scheduler_storage SET carried_over = carried_over - %s::text"
+    connection.execute(f"{statement} WHERE carried_over ? %s", (mark, mark))
+
+
+_BEGIN = f"""
+UPDATE scheduler_storage SET recent_changes = (%s || recent_changes)[1:{_MOST_TOKENS}]
+RETURNING pg_current_xact_id()::text"""
+
+
+def begin_change(connection: DeadlineConnection, token: UUID) -> int:
+    """Sign the caller's transaction; return its stamp."""
+    row = connection.execute(_BEGIN, (token,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def is_committed(connection: DeadlineConnection, token: UUID) -> bool:
+    """Whether the transaction that was signed so is committed, once it has ended."""
+    query = "SELECT %s = ANY (recent_changes) FROM scheduler_storage"
+    return connection.execute(query, (token,)).fetchone() == (True,)
