@@ -12,10 +12,9 @@ from datahound_storage.choosing import choose_database, choose_files
 from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import SnapshotError
-from datahound_storage.files import sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
-from datahound_storage.files_side import FilesSide, take_files
+from datahound_storage.files_side import FilesSide, look_at_files, take_files
 from datahound_storage.halves import hashes_of
 from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes
@@ -148,7 +147,7 @@ def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, st
 
 
 def _base(known: Sidecar) -> Base:
-    return Base(known.tasks, known.previous, known.shown_since, shown_at(known.header))
+    return Base(known.tasks, known.shown_since, shown_at(known.header))
 
 
 def _version(text: str, changed_us: int, base: Base | None) -> Version:
@@ -164,8 +163,8 @@ def waiting_tasks(paths: StatePaths) -> int | None:
 
     None where they never did. Raises FileStoreError.
     """
-    known = sidecar.read(paths.sidecar_file)
-    found = snapshot.read(paths.tasks_file)
+    side = look_at_files(paths)
+    found, known = side.snapshot, side.sidecar
     if known is None:
         return None
     if known.header.recognises(found.digest, found.signature):

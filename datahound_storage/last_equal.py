@@ -15,7 +15,6 @@ OPERATOR, SCHEDULER = 0, 1
 class Base:
     """What both sides showed when they were last equal: for each task the hashes of its halves.
 
-    Two may be known of a task, as a crash can leave the older snapshot beside the newer sidecar.
     `shown_since` are versions that the files showed later, and the database perhaps as well.
     `at` is the time of the newest change then, by the database's clock.
     """
@@ -23,13 +22,11 @@ class Base:
     def __init__(
         self,
         tasks: Mapping[str, Hashes],
-        previous: Mapping[str, Hashes | None] | None = None,
         shown_since: Mapping[str, Collection[Hashes | None]] | None = None,
         at: datetime | None = None,
     ) -> None:
         self.at = at
         self._tasks = tasks
-        self._previous = previous or {}
         self._shown_since = shown_since or {}
 
     def was_reordered(self, files: Iterable[str]) -> bool:
@@ -41,11 +38,11 @@ class Base:
 
     def knows(self, key: str) -> bool:
         """Whether the task was there."""
-        return key in self._tasks or self._previous.get(key) is not None
+        return key in self._tasks
 
     def had_exactly(self, key: str, hashes: Hashes) -> bool:
         """Whether the task was as it is now, stamp and status included."""
-        return hashes in (self._tasks.get(key), self._previous.get(key))
+        return self._tasks.get(key) == hashes
 
     def stands(self, key: str, half: int, in_files: str, in_database: str) -> bool:
         """Whether the files never changed a half, as far as can be told.
@@ -60,8 +57,8 @@ class Base:
 
     def had(self, key: str, half: int, digest: str) -> bool:
         """Whether a half was as it is now."""
-        versions = (self._tasks.get(key), self._previous.get(key))
-        return any(v is not None and same_half(v[half], digest) for v in versions)
+        known = self._tasks.get(key)
+        return known is not None and same_half(known[half], digest)
 
     def was_in_files(self, key: str) -> bool:
         """Whether the files have shown the task, then or since."""
@@ -75,7 +72,3 @@ class Base:
     def was_removed_since(self, key: str) -> bool:
         """Whether the files have lacked the task since, as the database perhaps did as well."""
         return None in self._shown_since.get(key, ())
-
-    def may_lack(self, key: str) -> bool:
-        """Whether the older of the two snapshots did not show the task yet."""
-        return key in self._previous and self._previous[key] is None

@@ -154,8 +154,6 @@ class Meeting:
 
         It is carried out all the same, as nearly always somebody did mean it. The text is kept.
         """
-        if base.may_lack(key):  # after a crash between sidecar and snapshot
-            return "missing from the files, which may not have shown it yet"
         if not base.had(key, OPERATOR, operator):  # it rests on a note: others may do the same
             return "missing from the files, which had it like this after an outage"
         if any(base.knows(known) for known in self.files):

@@ -14,11 +14,11 @@ from datahound_storage.bootstrap import make_dal
 from datahound_storage.codec import Task, decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import DatabaseError, DatabaseUnavailableError, SchemaError
-from datahound_storage.files import history, sidecar, snapshot
+from datahound_storage.files import history
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar
 from datahound_storage.files.snapshot import Snapshot
-from datahound_storage.files_side import FilesSide
+from datahound_storage.files_side import FilesSide, look_at_files
 from datahound_storage.migrations import SchemaStatus
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.deadline import DeadlineConnection
@@ -84,8 +84,8 @@ class Rows(NamedTuple):
 def read_files(settings: Settings) -> Files:
     """Look at the files. Raises FileStoreError where they cannot be read."""
     paths = StatePaths.below(settings.data_dir)
-    found = snapshot.read(paths.tasks_file)
-    return Files(paths, found, sidecar.read(paths.sidecar_file))
+    side = look_at_files(paths)
+    return Files(paths, side.snapshot, side.sidecar)
 
 
 def find_store(settings: Settings, files: Files) -> Finding:

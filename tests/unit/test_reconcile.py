@@ -214,24 +214,6 @@ def test_a_change_back_to_what_the_other_side_has_is_no_conflict() -> None:
     assert meet(base_of(OLD), [both], [both]) == Plan()
 
 
-def test_an_older_snapshot_beside_a_newer_sidecar_is_no_change() -> None:
-    newer = OLD | EDITED | RAN
-    base = Base({"t1": hashes_of(newer)}, {"t1": hashes_of(OLD)})
-    assert meet(base, [OLD], [newer]) == Plan()
-
-
-def test_an_older_snapshot_that_still_shows_a_deleted_task_does_not_revive_it() -> None:
-    assert meet(Base({}, {"t1": hashes_of(OLD)}), [OLD], []) == Plan()
-
-
-def test_a_task_that_an_older_snapshot_did_not_show_is_kept_aside_when_it_is_deleted() -> None:
-    base = Base({"t1": hashes_of(OLD)}, {"t1": None})
-    plan = meet(base, [], [OLD])
-    assert plan.delete == ["t1"]
-    assert [conflict.lost_text for conflict in plan.conflicts] == [encode(OLD)]
-    assert "'t1'" in plan.reports[0]
-
-
 class TestStrangers:
     """Sides that never met: nothing is deleted, the union is kept."""
 

@@ -159,3 +159,29 @@ def test_what_the_files_showed_since_is_taken_down_and_the_rest_stays(path: Path
 def test_without_a_sidecar_none_is_made(path: Path) -> None:
     sidecar.note_shown(path, {"new": task_text()})
     assert not path.exists()
+
+
+NEW, OLD, OTHER = 11, 12, 13
+
+
+@pytest.mark.parametrize(
+    ("inode", "unpublished", "stands"),
+    [
+        (NEW, None, "new"),
+        (NEW, OTHER, "new"),
+        (OLD, NEW, "old"),
+        (OTHER, NEW, "old"),
+        (None, NEW, "old"),
+        (OTHER, None, "new"),
+        (OLD, None, "new"),
+    ],
+)
+def test_which_snapshot_stands_is_told_by_what_was_not_published(
+    inode: int | None, unpublished: int | None, stands: str
+) -> None:
+    """The old one's number may belong to another file by now; the new one beside it tells."""
+    header = replace(HEADER, file=(NEW, 1, 1), replaced=(OLD, 1, 1))
+    known = Sidecar(header, {"a": ("1", "2"), "b": ("3", "4")}, {"a": ("5", "6"), "b": None})
+    settled = known.settled(inode and (inode, 1, 1), unpublished)
+    assert settled.tasks == (known.tasks if stands == "new" else {"a": ("5", "6")})
+    assert settled.previous == {}
