@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,7 +21,7 @@ from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.task_table import Tombstone
 from datahound_storage.reconcile import Meeting, Plan, Version, file_version
-from datahound_storage.reporting import Reporter
+from datahound_storage.reporting import Reporter, counted
 from datahound_storage.tasks import BulkChange
 
 log = Reporter()
@@ -34,6 +35,7 @@ class Keep(StrEnum):
     BOTH = "both"
 
 
+_MOST_REPORTS = 20
 # Callers hold the file lock, for which the files' users have more patience than this.
 _PATIENCE = 1.0
 
@@ -62,14 +64,21 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> str | 
 
 
 def _report(plan: Plan, paths: StatePaths) -> None:
-    for report in plan.reports:
+    for report in plan.reports[:_MOST_REPORTS]:
         log.warning("%s", report)
+    if len(plan.reports) > _MOST_REPORTS:
+        more = len(plan.reports) - _MOST_REPORTS
+        log.warning("%d more like these; `datahound-storage conflicts` lists what was kept", more)
     if plan.write or plan.delete:
-        log.info(
-            "carried over from %s: %d tasks written, %d deleted",
+        written, deleted = counted(len(plan.write), "task"), counted(len(plan.delete), "task")
+        # A file that is emptied by mistake deletes all tasks: whoever reads the log should see it.
+        level = logging.WARNING if len(plan.delete) > 1 else logging.INFO
+        log.log(
+            level,
+            "carried over from %s: %s written, %s deleted",
             paths.tasks_file,
-            len(plan.write),
-            len(plan.delete),
+            written,
+            deleted,
         )
 
 

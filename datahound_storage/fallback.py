@@ -33,7 +33,7 @@ from datahound_storage.health import Health, StoreName
 from datahound_storage.history_sync import sync_history, sync_last_runs
 from datahound_storage.hooks import BackupHook
 from datahound_storage.reporting import Reporter
-from datahound_storage.settings import Settings
+from datahound_storage.settings import Settings, why_no_url
 from datahound_storage.stores import TaskStore
 
 log = Reporter()
@@ -57,7 +57,7 @@ class StoreSwitch:
         self._prober: threading.Thread | None = None
         self._closed = threading.Event()
         self._since = datetime.now(UTC)
-        self._reason = "no URL is set"
+        self._reason = why_no_url(settings)
         self._unsettled = ""
 
     @property

@@ -61,7 +61,8 @@ class SchedulerPersistence:
     ) -> None:
         self._settings = settings or from_environment()
         if url is not None:
-            self._settings = replace(self._settings, url=normalize_url(url, "url"))
+            given = normalize_url(url, "url")
+            self._settings = replace(self._settings, url=given, url_variable="url")
         self._paths = StatePaths.below(data_dir)
         self._adapter = TaskAdapter(task_class)
         self._bases = Bases(identities_of(self._paths.data_dir, self._settings.url))

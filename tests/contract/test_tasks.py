@@ -125,6 +125,17 @@ def test_an_impossible_id_is_not_found(persistence: SchedulerPersistence, task_i
     assert persistence.health().reason != ""
 
 
+def test_the_reason_names_what_is_empty(
+    opened: MakePersistence, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opened(base, url="").health().reason == "url is empty"
+    monkeypatch.setenv("DATAHOUND_STORAGE_URL", "")
+    assert opened(base).health().reason == "DATAHOUND_STORAGE_URL is empty"
+    monkeypatch.delenv("DATAHOUND_STORAGE_URL")
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert "neither DATAHOUND_STORAGE_URL nor DATABASE_URL" in opened(base).health().reason
+
+
 def test_filters(persistence: SchedulerPersistence) -> None:
     other = {"task_type": "prepare", "company": "Bolt", "settings": {}}
     persistence.add_task(make_task("a"))

@@ -99,3 +99,17 @@ def own_role(migrated_url: str) -> Iterator[str]:
         finally:
             connection.execute(f"DROP OWNED BY {name}")
             connection.execute(f"DROP ROLE {name}")
+
+
+def test_what_many_deletions_are_told_in_is_bounded(
+    opened: MakePersistence, base: Path, migrated_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = opened(base, url=migrated_url)
+    assert here.save_tasks([make_task(f"t{number:02}") for number in range(50)])
+    here.close()
+    OldCode(base).save([])
+    here = opened(base, url=migrated_url)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 22
+    assert told[-2].startswith("30 more like these")
+    assert told[-1].endswith("0 tasks written, 50 tasks deleted")
