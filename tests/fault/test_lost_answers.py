@@ -381,6 +381,7 @@ def test_a_snapshot_that_could_not_be_renamed_deletes_nothing(
     fill(persistence)
     with no_name_for_snapshots():
         assert persistence.add_task(secret_task("c"))
+    assert list(persistence.tasks_file.parent.glob(".*.tmp")) == []
     proxy.refuse()
     proxy.drop()
     assert persistence.add_task(secret_task("d"))
@@ -397,7 +398,6 @@ def no_name_for_snapshots() -> Iterator[None]:
 
     def publish(path: Path) -> None:
         if path.name == "scheduled_tasks.json":
-            atomic.discard(path)
             raise FileStoreError("cannot replace the snapshot: device or resource busy")
         really_publish(path)
 
@@ -446,6 +446,7 @@ def no_room_for_snapshots() -> Iterator[None]:
 
     def prepare(path: Path, content: bytes, like: Path | None = None) -> atomic.Signature:
         if path.name == "scheduled_tasks.json":
+            atomic.discard(path)
             raise FileStoreError("no space left on device")
         return really_prepare(path, content, like)
 

@@ -12,6 +12,8 @@ import psycopg
 import pytest
 
 from datahound_storage import backup
+from datahound_storage.dal import StorageDAL
+from datahound_storage.files import atomic
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.migrations import upgrade
 from tests.fault.fix_faults import fill, impatient, secret_task
@@ -309,9 +311,15 @@ def test_the_first_start_of_an_installation(
     assert list(statuses(here.load_tasks())) == ["a"]
 
 
+@pytest.mark.parametrize("forgets", [True, False])
 @pytest.mark.parametrize("place", ["elsewhere", "where it was"])
 def test_a_copy_of_the_directory_has_met_nobody(
-    opened: MakePersistence, base: Path, migrated_url: str, place: str
+    opened: MakePersistence,
+    base: Path,
+    migrated_url: str,
+    place: str,
+    forgets: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A backup of the files, or another host's: what was carried over since is news to it."""
     here = opened(base, url=migrated_url)
@@ -319,6 +327,8 @@ def test_a_copy_of_the_directory_has_met_nobody(
     here.close()
     copy = base.parent / "copy"
     shutil.copytree(base, copy)
+    if not forgets:  # as a process that is killed before it can
+        monkeypatch.setattr(StorageDAL, "forget_carried_over", lambda *_: None)
     OldCode(base).save(paused(OldCode(base).load()[:1]))
     here = opened(base, url=migrated_url)
     assert statuses(here.load_tasks()) == {"a": "paused"}
@@ -388,3 +398,28 @@ def test_what_nobody_comes_back_for_does_not_grow(hosts: Hosts, migrated_url: st
     assert value(migrated_url, _KEPT) == 1
     hosts.set_there(status="active")
     assert statuses(hosts.here.load_tasks())["a"] == "active"
+
+
+def test_what_a_crash_kept_from_the_snapshot_is_not_deleted_by_a_full_disk(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """Which takes away the temporary file that tells of the crash."""
+    here = opened(base, url=as_another(migrated_url, "killed"))
+    fill(here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "publish", kill_at_the_snapshot(atomic.publish))
+        with pytest.raises(Killed):
+            here.add_task(secret_task("c"))
+    with no_room_for_snapshots():
+        opened(base, url=migrated_url).close()
+    here = opened(base, url=migrated_url)
+    assert list(statuses(here.load_tasks())) == ["a", "b", "c"]
+
+
+def kill_at_the_snapshot(publish: Callable[[Path], None]) -> Callable[[Path], None]:
+    def publish_or_die(path: Path) -> None:
+        if path.name == "scheduled_tasks.json":
+            raise Killed
+        publish(path)
+
+    return publish_or_die
