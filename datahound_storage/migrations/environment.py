@@ -27,6 +27,7 @@ from datahound_storage.migrations.compare import OPTIONS
 from datahound_storage.migrations.config import LOCK_WAIT, driver_connection, make_engine
 from datahound_storage.migrations.failures import driver_error, explain, is_busy
 from datahound_storage.migrations.lock import UpgradeLock
+from datahound_storage.migrations.offline import print_script
 from datahound_storage.migrations.state import SchemaState, SchemaStatus, inspect
 from datahound_storage.postgres.schema import VERSION_TABLE
 from datahound_storage.settings import (
@@ -59,19 +60,9 @@ def run() -> None:
 
 
 def _run_offline() -> None:
-    context.configure(
-        dialect_name="postgresql",
-        dialect_opts={"paramstyle": "named"},
-        literal_binds=True,
-        version_table=VERSION_TABLE,
-        transaction_per_migration=True,
-    )
-    bounds = (
+    print_script(
         f"SET lock_timeout = '{LOCK_TIMEOUT}';\nSET statement_timeout = '{STATEMENT_TIMEOUT}';\n"
     )
-    context.get_context().impl.static_output(bounds)
-    with context.begin_transaction():
-        context.run_migrations()
 
 
 def _run_online() -> None:
