@@ -8,12 +8,13 @@ Revision ID: 0001
 Revises:
 """
 
+import contextlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -329,20 +330,31 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    if context.get_x_argument(as_dictionary=True).get("drop") != "yes":
-        if context.is_offline_mode():
-            op.execute(_REFUSE_ROWS)
-        else:
-            _refuse_what_the_files_lack()
+    for statement in _LOCK_TABLES:
+        op.execute(statement)
+    # What came since the way back was begun is lost no more than what was there then.
+    refuse_loss()
     op.execute("DROP TABLE scheduler_runs")
     op.execute("DROP TABLE scheduler_tasks")
+
+
+def refuse_loss() -> None:
+    """Refuse to drop what the files lack; asked also before the first step of a way back to here.
+
+    By then the tables may still be those of any later revision.
+    """
+    if context.get_x_argument(as_dictionary=True).get("drop") == "yes":
+        return
+    if context.is_offline_mode():
+        op.execute(_REFUSE_ROWS)
+    else:
+        _refuse_what_the_files_lack()
 
 
 # Statements that are printed cannot look into files.
 _REFUSE_ROWS = """
 DO $refuse$
 BEGIN
-    LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM scheduler_tasks) OR EXISTS (SELECT FROM scheduler_runs) THEN
         RAISE EXCEPTION USING MESSAGE =
             'the tables hold rows, so they are not dropped. Run the downgrade without --sql, '
@@ -355,16 +367,15 @@ $refuse$
 
 def _refuse_what_the_files_lack() -> None:
     """Raise while a task or a run is in the tables that the files do not show with equal value."""
-    op.execute("LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE")
     snapshot, history = _paths()
     tasks, runs = _missing_tasks(snapshot), _missing_runs(history)
     if tasks or runs:
-        example = f"; the first is {(tasks or runs)[0]!r}" if tasks or runs else ""
         raise CommandError(
             f"{len(tasks)} tasks and {len(runs)} runs are in the tables and not, or not equally, "
-            f"in {snapshot} and {', '.join(map(str, history))}{example}. Nothing was dropped. Name "
-            "the right files with -x snapshot=PATH and -x history=PATH, or give up the rows with "
-            "-x drop=yes."
+            f"in {snapshot} and {', '.join(map(str, history))}; the first is "
+            f"{(tasks or runs)[0]!r}. No task and no run was dropped. Name the right files with "
+            "-x snapshot=PATH and -x history=PATH, set DATAHOUND_SCHEDULER_TZ as the scheduler has "
+            "it, or give up the rows with -x drop=yes."
         )
 
 
@@ -382,7 +393,7 @@ def _missing_tasks(snapshot: Path) -> list[str]:
     shown = _tasks_in(snapshot)
     rows = op.get_bind().exec_driver_sql(
         "SELECT task_key, task_type, company, schedule_type, schedule_expr, status, created_at,"
-        " updated_at, config_json::text FROM scheduler_tasks"
+        " updated_at, config_json::text, timezone FROM scheduler_tasks"
     )
     return [row[0] for row in rows if not _is_shown(row, shown.get(row[0]))]
 
@@ -398,7 +409,13 @@ def _tasks_in(snapshot: Path) -> dict[str, Any]:
 
 def _is_shown(row: Sequence[Any], task: Any) -> bool:
     """Whether a file's task has the value of the row: in config_json and in each column."""
-    if task is None or _canonical(json.loads(row[8])) != _canonical(task):
+    try:
+        if task is None or _canonical(json.loads(row[8])) != _canonical(task):
+            return False
+    except RecursionError:
+        return False  # too deep to be compared
+    # A file says none: an import would give it that of the scheduler.
+    if row[9] != (os.environ.get("DATAHOUND_SCHEDULER_TZ", "").strip() or "UTC"):
         return False
     config = task.get("task_config") or {}
     own = [
@@ -465,15 +482,73 @@ def _instant(value: Any) -> datetime | None:
         return None
 
 
+_RUN_VALUES = """
+SELECT run_id, coalesce(metadata_json ->> 'task_key', (
+           SELECT t.task_key FROM scheduler_tasks AS t WHERE t.id = r.task_id)),
+       to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+       to_char(finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+       success, message, duration_ms, metadata_json::text
+FROM scheduler_runs AS r
+"""
+_LONGEST = timedelta(days=3650)
+
+
 def _missing_runs(history: list[Path]) -> list[str]:
-    shown = {run_id for path in history for run_id in _run_ids_in(path)}
-    query, options = "SELECT run_id FROM scheduler_runs", {"yield_per": 10_000}
-    with op.get_bind().exec_driver_sql(query, execution_options=options) as rows:
-        return [row[0] for row in rows if row[0] not in shown]
+    shown = {digest for path in history for digest in _runs_in(path)}
+    options = {"yield_per": 10_000}
+    with op.get_bind().exec_driver_sql(_RUN_VALUES, execution_options=options) as rows:
+        return [row[0] for row in rows if _digest_of_row(row) not in shown]
 
 
-def _run_ids_in(path: Path) -> Iterator[str]:
-    """The ids of a history's lines; one without gets that which an import gives it."""
+def _digest_of_row(row: Sequence[Any]) -> bytes | None:
+    try:
+        return _digest([*row[:7], json.loads(row[7] or "null")])
+    except (RecursionError, ValueError):
+        return None
+
+
+def _digest(values: list[Any]) -> bytes:
+    """A few bytes for the values of a run: there may be millions."""
+    return sha256(_canonical(values).encode()).digest()[:16]
+
+
+def _runs_in(path: Path) -> Iterator[bytes]:
+    """What the rows of a history's lines look like."""
+    for run_id, entry in _entries_in(path):
+        with contextlib.suppress(RecursionError):
+            yield _digest([run_id, *_run_values(entry)])
+
+
+def _run_values(entry: dict[str, Any]) -> list[Any]:
+    """The columns that an import, or the scheduler, gives to a line."""
+    ended = _instant(entry["timestamp"])
+    seconds = _seconds(entry.get("duration_seconds"))
+    try:
+        started = ended and ended - timedelta(seconds=seconds)
+    except OverflowError:
+        started = ended
+    names = ("task_name", "task_type", "duration_seconds")
+    return [
+        entry["task_id"],
+        *(
+            time and time.replace(tzinfo=None).isoformat("T", "microseconds")
+            for time in (started, ended)
+        ),
+        bool(entry.get("success")),
+        _text(entry.get("message")),
+        round(seconds * 1000),
+        {"task_key": entry["task_id"], **{name: entry[name] for name in names if name in entry}},
+    ]
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return 0.0
+    return float(min(max(value, 0.0), _LONGEST.total_seconds()))
+
+
+def _entries_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A history's lines with their ids; one without gets that which an import gives it."""
     equal: Counter[str] = Counter()
     for line in _lines_of(path):
         try:
@@ -486,11 +561,11 @@ def _run_ids_in(path: Path) -> Iterator[str]:
         if _instant(entry.get("timestamp")) is None:
             continue
         if _is_key(entry.get("run_id")):
-            yield entry["run_id"]
+            yield entry["run_id"], entry
             continue
         digest = sha256(text.encode("utf-8")).hexdigest()[:32]
         equal[digest] += 1
-        yield f"line-{digest}-{equal[digest]}"
+        yield f"line-{digest}-{equal[digest]}", entry
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:

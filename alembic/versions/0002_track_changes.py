@@ -13,7 +13,7 @@ Revises: 0001
 
 from collections.abc import Sequence
 
-from alembic import op
+from alembic import context, op
 
 revision: str = "0002"
 down_revision: str | None = "0001"
@@ -432,7 +432,35 @@ def upgrade() -> None:
         op.execute(statement)
 
 
+# It is known nowhere else. The table may be missing: then nothing is lost.
+_REFUSE_CONFLICTS = """
+DO $refuse$
+DECLARE
+    kept regclass := to_regclass(quote_ident(current_schema()) || '.scheduler_conflicts');
+    number bigint := 0;
+BEGIN
+    IF kept IS NOT NULL THEN
+        EXECUTE format('SELECT count(*) FROM %s', kept) INTO number;
+    END IF;
+    IF number > 0 THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            '%s versions of tasks that lost to others are in scheduler_conflicts only, so it is '
+            'not dropped. Look at them with `datahound-storage conflicts`, or give them up with '
+            '-x drop=yes.', number);
+    END IF;
+END
+$refuse$
+"""
+
+
+def refuse_loss() -> None:
+    """Refuse to drop kept versions; asked also before the first step of a way back to here."""
+    if context.get_x_argument(as_dictionary=True).get("drop") != "yes":
+        op.execute(_REFUSE_CONFLICTS)
+
+
 def downgrade() -> None:
+    refuse_loss()
     # Indexes and sequences go with the columns.
     for statement in (
         *_LOCK_TABLES,

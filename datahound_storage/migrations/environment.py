@@ -28,6 +28,7 @@ from datahound_storage.migrations.config import LOCK_WAIT, driver_connection, ma
 from datahound_storage.migrations.failures import driver_error, explain, is_busy
 from datahound_storage.migrations.lock import UpgradeLock
 from datahound_storage.migrations.offline import print_script
+from datahound_storage.migrations.refusing import ask_before_the_first_step
 from datahound_storage.migrations.state import SchemaState, SchemaStatus, inspect
 from datahound_storage.postgres.schema import VERSION_TABLE
 from datahound_storage.settings import (
@@ -150,6 +151,7 @@ def _apply(connection: Connection, lock: UpgradeLock) -> None:
         on_version_apply=lambda **applied: _applied(lock, **applied),
         **OPTIONS,
     )
+    ask_before_the_first_step()
     try:
         with context.begin_transaction():
             context.run_migrations()

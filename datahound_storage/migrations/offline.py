@@ -9,6 +9,7 @@ from typing import Any
 
 from alembic import context
 
+from datahound_storage.migrations.refusing import ask_before_the_first_step
 from datahound_storage.postgres.schema import VERSION_TABLE
 
 # A DROP must not find a table of the same name further on in the search path of whoever runs the
@@ -30,6 +31,7 @@ def print_script(bounds: str) -> None:
     impl: Any = context.get_context().impl
     impl.static_output(bounds)
     impl.emit_begin = _begin_in_one_schema(impl)
+    ask_before_the_first_step()
     with context.begin_transaction():
         context.run_migrations()
 
