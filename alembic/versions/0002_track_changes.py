@@ -337,27 +337,61 @@ _RUNS = (
 # whoever changes one of them waits for a moment only, and the pauses leave the disk to others. The
 # trigger fills their other duration. An interrupted run has given the lowest numbers: the next one
 # continues after them.
+#
+# A row that somebody holds is tried for a moment, again and again, as the tables are (above): a
+# batch that waits for one row would keep all others that it has.
+#
+# The server may still be at it after the process that asked for it has died. Two of them take
+# turns, so that whoever finds a row of its batch numbered knows of the other, and stops.
 _NUMBER_RUNS = """
 DO $number$
 DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    turn bigint := hashtextextended('datahound-storage:number:' || current_schema(), 0);
+    started timestamptz;
     batch uuid[];
-    next bigint;
+    first bigint;
+    done boolean;
 BEGIN
-    SELECT 1 - count(*) INTO next FROM scheduler_runs WHERE seq IS NULL;
-    FOR batch IN
-        SELECT array_agg(id ORDER BY n) FROM (
-            SELECT id, row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
+    -- The role's default may be another one. In it the second batch sees what the first one saw.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_advisory_xact_lock(turn);
+    FOR batch, first IN
+        SELECT array_agg(id ORDER BY n), min(n) - max(total) FROM (
+            SELECT id, count(*) OVER () AS total,
+                   row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
             FROM scheduler_runs WHERE seq IS NULL
         ) AS numbered GROUP BY (n - 1) / 500 ORDER BY (n - 1) / 500
     LOOP
-        UPDATE scheduler_runs AS run SET
-            seq = next + old.n - 1,
-            task_key = coalesce(run.task_key, left(run.metadata_json ->> 'task_key', 255),
-                (SELECT task_key FROM scheduler_tasks AS task WHERE task.id = run.task_id))
-        FROM unnest(batch) WITH ORDINALITY AS old (id, n) WHERE run.id = old.id;
-        next := next + cardinality(batch);
-        COMMIT;
-        PERFORM pg_sleep(0.005);
+        started := clock_timestamp();
+        done := false;
+        WHILE NOT done LOOP
+            BEGIN
+                SET LOCAL lock_timeout = '50ms';
+                PERFORM pg_advisory_xact_lock(turn);
+                IF EXISTS (
+                    SELECT FROM scheduler_runs WHERE id = ANY (batch) AND seq IS NOT NULL
+                ) THEN
+                    RAISE EXCEPTION 'the runs are being numbered by another session: when it is '
+                        'done, run the upgrade again.';
+                END IF;
+                UPDATE scheduler_runs AS run SET
+                    seq = first + old.n - 1,
+                    task_key = coalesce(run.task_key, left(run.metadata_json ->> 'task_key', 255),
+                        (SELECT task_key FROM scheduler_tasks AS task WHERE task.id = run.task_id))
+                FROM unnest(batch) WITH ORDINALITY AS old (id, n)
+                WHERE run.id = old.id AND run.seq IS NULL;
+                done := true;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                IF patience > '0' AND clock_timestamp() > started + patience THEN
+                    RAISE;
+                END IF;
+            END;
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            PERFORM pg_sleep(CASE WHEN done THEN 0.005 ELSE 0.1 END);
+        END LOOP;
     END LOOP;
 END
 $number$

@@ -57,8 +57,10 @@ class UpgradeLock:
     def __enter__(self) -> Self:
         self._connection = self._connect()
         try:
-            # A prepared statement would leave a snapshot in the idle transaction.
+            # A prepared statement would leave a snapshot in the idle transaction, and so does each
+            # statement where the role's default is another isolation.
             self._connection.prepare_threshold = None
+            self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self._identify()
             self._acquire()
         except BaseException:

@@ -75,6 +75,8 @@ def prune_batch(
     """
     values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        # In another isolation a run that somebody has just changed would be an error.
+        cursor.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}".encode())
         row = cursor.execute(prune_statement(keep_last).encode(), values).fetchone()
     seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
@@ -94,7 +96,8 @@ def begin_pruning(connection: Connection) -> None:
     snapshot, so nothing waits for it.
     """
     connection.prepare_threshold = None
-    connection.execute(b"BEGIN")
+    # Whatever the role's default is: in another isolation the transaction would hold a snapshot.
+    connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
     connection.execute(b"SET LOCAL idle_in_transaction_session_timeout = 0")
     if connection.info.server_version >= 170000:
         connection.execute(b"SET LOCAL transaction_timeout = 0")

@@ -656,7 +656,7 @@ def test_offline_downgrade_refuses_rows(database_url: str) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="hold rows"):
         support.apply_script(database_url, script_of("downgrade", "head:base", x=[]))
     assert value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40
-    support.apply_script(database_url, script_of("downgrade", "0001:base", x=["drop=yes"]))
+    support.apply_script(database_url, script_of("downgrade", "head:base", x=["drop=yes"]))
     assert support.tables_of(database_url)["columns"] == []
 
 
