@@ -188,7 +188,6 @@ def _bound_transaction(driver: psycopg.Connection[Any], schema: str) -> None:
 
 
 def _bound_session(driver: psycopg.Connection[Any]) -> None:
-    driver.execute("SET default_transaction_isolation = 'read committed'")
     _lift(driver, "SET")
     driver.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_ALONE}'".encode())
     driver.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
