@@ -27,6 +27,31 @@ down_revision: str | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# What has the name of a table but is none, or is one of several, would be adopted by half.
+_REFUSE_KINDS = """
+DO $refuse$
+DECLARE
+    odd record;
+BEGIN
+    FOR odd IN
+        SELECT c.relname, c.relkind FROM pg_class c
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema()
+        WHERE c.relname IN ('scheduler_tasks', 'scheduler_runs') AND (
+            c.relkind <> 'r'
+            OR EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)))
+    LOOP
+        RAISE EXCEPTION USING MESSAGE = format(
+            '%s in schema %s is %s, and only a plain table can be adopted. Nothing was changed: '
+            'rename it, or use another schema (options=-csearch_path in the URL).',
+            odd.relname, current_schema(), CASE odd.relkind
+                WHEN 'p' THEN 'a partitioned table' WHEN 'v' THEN 'a view'
+                WHEN 'm' THEN 'a materialized view' WHEN 'f' THEN 'a foreign table'
+                WHEN 'r' THEN 'a table that inherits or is inherited from' ELSE 'no table' END);
+    END LOOP;
+END
+$refuse$
+"""
+
 # IF NOT EXISTS looks into the schema only in which the table would be made: current_schema().
 _TASKS = """
 CREATE TABLE IF NOT EXISTS scheduler_tasks (
@@ -88,6 +113,87 @@ _LOCK_TABLES = (
     $lock$
     """,
 )
+
+# What a later step would stop at, or would drop, is told before the first one, all of it at once.
+# duration_ms becomes another column in 0002, if it is an integer: its default, comment and grants
+# are carried over there, other things that hang on it are not. The constraints' kind is that which
+# ON CONFLICT needs; the columns that 0002 adds are not there yet, or are as it would make them.
+_REFUSE_OTHERS = """
+DO $refuse$
+DECLARE
+    problems text;
+BEGIN
+    SELECT string_agg(DISTINCT problem, '; ') INTO problems FROM (
+        SELECT format('%s hangs on duration_ms, whose type is changed',
+            pg_describe_object(d.classid, d.objid, 0)) AS problem
+        FROM pg_depend d
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = 'scheduler_runs'::regclass
+          AND a.attname = 'duration_ms' AND a.atttypid = 'integer'::regtype
+          AND NOT EXISTS (SELECT FROM pg_attrdef f WHERE d.classid = 'pg_attrdef'::regclass
+                          AND f.oid = d.objid AND f.adnum = a.attnum)
+          AND NOT EXISTS (SELECT FROM pg_class c WHERE d.classid = 'pg_class'::regclass
+                          AND c.oid = d.objid AND c.relname ~ '^ix_scheduler_runs_')
+          AND NOT EXISTS (SELECT FROM pg_constraint c WHERE d.classid = 'pg_constraint'::regclass
+                          AND c.oid = d.objid AND c.contype = 'n')
+        UNION ALL
+        SELECT format('constraint %s of %s is deferrable', n.conname, n.conrelid::regclass)
+        FROM pg_constraint n
+        JOIN pg_attribute a ON a.attrelid = n.conrelid AND n.conkey = ARRAY[a.attnum]
+        WHERE n.conrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND n.condeferrable AND n.contype IN ('p', 'u')
+          AND a.attname IN ('id', 'task_key', 'run_id')
+        UNION ALL
+        SELECT format('column %s of %s is %s, not %s',
+            w.col, w.tab, format_type(a.atttypid, a.atttypmod), w.type)
+        FROM (VALUES
+            ('scheduler_tasks', 'position', 'bigint'),
+            ('scheduler_tasks', 'task_text', 'text'),
+            ('scheduler_tasks', 'edited_columns', 'text[]'),
+            ('scheduler_tasks', 'changed_xid', 'xid8'),
+            ('scheduler_tasks', 'changed_at', 'timestamp with time zone'),
+            ('scheduler_runs', 'task_key', 'character varying(255)'),
+            ('scheduler_runs', 'seq', 'bigint'),
+            ('scheduler_runs', 'line_text', 'text'),
+            ('scheduler_runs', 'duration_ms_wide', 'bigint')
+        ) AS w (tab, col, type)
+        JOIN pg_attribute a ON a.attrelid = w.tab::regclass AND a.attname = w.col
+        WHERE NOT a.attisdropped AND format_type(a.atttypid, a.atttypmod) <> w.type
+        UNION ALL
+        SELECT format('column %s of %s may not be NULL and has no default, so no row can be added',
+            a.attname, a.attrelid::regclass)
+        FROM pg_attribute a
+        WHERE a.attrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef
+          AND a.attidentity = '' AND a.attname NOT IN (
+            'id', 'task_key', 'task_type', 'company', 'config_json', 'schedule_type',
+            'schedule_expr', 'timezone', 'status', 'created_at', 'updated_at', 'task_id', 'run_id',
+            'started_at', 'finished_at', 'success', 'message', 'duration_ms', 'metadata_json')
+    ) AS found;
+    IF problems IS NOT NULL THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            'the tables in schema %s cannot be adopted as they are: %s. Nothing was changed: drop '
+            'or change each of these, run the upgrade, and make again after it what you need.',
+            current_schema(), problems);
+    END IF;
+END
+$refuse$
+"""
+
+# Whoever has the old tables shall have what comes beside them: else he could not use it.
+_SHARE_VERSION = """
+DO $share$
+DECLARE
+    version regclass := to_regclass(quote_ident(current_schema()) || '.datahound_storage_version');
+    owner regrole := (SELECT relowner FROM pg_class WHERE oid = 'scheduler_tasks'::regclass);
+BEGIN
+    IF EXISTS (SELECT FROM pg_class WHERE oid = version AND relowner <> owner
+               AND relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', version, owner);
+    END IF;
+END
+$share$
+"""
 
 # A table of the same name with other columns is somebody else's: better to stop than to bend it.
 # Only types that older code may have used are changed; a value that does not fit stops it too.
@@ -230,7 +336,8 @@ BEGIN
             SELECT i.indexrelid::regclass::text INTO have FROM pg_index i
             WHERE i.indrelid = wanted.tab::regclass AND i.indisunique AND i.indisvalid
               AND i.indkey::text = number::text AND i.indpred IS NULL AND i.indimmediate
-              AND i.indoption::text = '0'
+              AND i.indoption::text = '0' AND EXISTS (
+                SELECT FROM pg_opclass o WHERE o.oid::text = i.indclass::text AND o.opcdefault)
               AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
             ORDER BY 1 LIMIT 1;
             EXECUTE format('ALTER TABLE %I ADD CONSTRAINT %I %s ', wanted.tab, wanted.name,
@@ -248,8 +355,13 @@ BEGIN
         END LOOP;
         FOR double IN
             SELECT i.indexrelid::regclass::text FROM pg_index i
+            JOIN pg_class c ON c.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = c.relam AND m.amname = 'btree'
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = number
             WHERE i.indrelid = wanted.tab::regclass AND i.indkey::text = number::text
-              AND i.indpred IS NULL
+              AND i.indpred IS NULL AND i.indoption::text = '0'
+              AND i.indcollation::text = a.attcollation::text AND EXISTS (
+                SELECT FROM pg_opclass o WHERE o.oid::text = i.indclass::text AND o.opcdefault)
               AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
         LOOP
             EXECUTE 'DROP INDEX ' || double;
@@ -315,9 +427,12 @@ $adopt$
 
 def upgrade() -> None:
     for statement in (
+        _REFUSE_KINDS,
         _TASKS,
         _RUNS,
         *_LOCK_TABLES,
+        _REFUSE_OTHERS,
+        _SHARE_VERSION,
         _ADOPT_COLUMNS,
         _FILL_TASKS,
         _ADOPT_NULLS,
@@ -334,8 +449,22 @@ def downgrade() -> None:
         op.execute(statement)
     # What came since the way back was begun is lost no more than what was there then.
     refuse_loss()
-    op.execute("DROP TABLE scheduler_runs")
-    op.execute("DROP TABLE scheduler_tasks")
+    for statement in _DROP:
+        op.execute(statement)
+
+
+_DROP = (
+    "DROP TABLE scheduler_runs",
+    "DROP TABLE scheduler_tasks",
+    # What an interrupted 0002 has left. The next upgrade would take its notes for this one's.
+    "DROP TABLE IF EXISTS scheduler_task_tombstones, scheduler_storage, scheduler_conflicts",
+    "DROP SEQUENCE IF EXISTS scheduler_tasks_position_seq, scheduler_runs_seq_seq",
+    """
+    DROP FUNCTION IF EXISTS scheduler_tasks_stamp(), scheduler_tasks_bury(),
+        scheduler_tasks_bury_old_key(), scheduler_tasks_begin_epoch(),
+        scheduler_tasks_note_filling(), scheduler_runs_find_task_key(), scheduler_runs_widen()
+    """,
+)
 
 
 def refuse_loss() -> None:

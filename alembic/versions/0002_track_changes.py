@@ -103,6 +103,46 @@ _LOCK_TABLES = (
     """,
 )
 
+# Whoever has the tables gets what comes beside them, whoever upgrades: else he could not use it,
+# and a sequence must have the owner of its table. Nothing is taken away from a third one.
+_SHARE = """
+DO $share$
+DECLARE
+    mine oid := (SELECT oid FROM pg_roles WHERE rolname = current_user);
+    wanted record;
+    statement text;
+BEGIN
+    FOR wanted IN
+        SELECT w.name, t.relowner::regrole AS owner FROM (VALUES
+            ('scheduler_tasks_position_seq', 'scheduler_tasks'),
+            ('scheduler_runs_seq_seq', 'scheduler_runs'),
+            ('scheduler_task_tombstones', 'scheduler_tasks'),
+            ('scheduler_storage', 'scheduler_tasks'),
+            ('scheduler_conflicts', 'scheduler_tasks')
+        ) AS w (name, tab)
+        JOIN pg_class t ON t.oid = w.tab::regclass
+        JOIN pg_class c ON c.oid = w.name::regclass
+        WHERE c.relowner = mine AND t.relowner <> mine
+    LOOP
+        EXECUTE format('ALTER TABLE %I OWNER TO %s', wanted.name, wanted.owner);
+    END LOOP;
+    FOR statement IN
+        SELECT format('ALTER FUNCTION %s OWNER TO %s', p.oid::regprocedure, t.relowner::regrole)
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        JOIN pg_class t ON t.oid = CASE WHEN starts_with(p.proname, 'scheduler_runs_')
+            THEN 'scheduler_runs'::regclass ELSE 'scheduler_tasks'::regclass END
+        WHERE n.nspname = current_schema() AND p.proname IN (
+            'scheduler_tasks_stamp', 'scheduler_tasks_bury', 'scheduler_tasks_bury_old_key',
+            'scheduler_tasks_begin_epoch', 'scheduler_tasks_note_filling',
+            'scheduler_runs_find_task_key', 'scheduler_runs_widen')
+          AND p.proowner = mine AND t.relowner <> mine
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$share$
+"""
+
 # The table of tasks is small: it is filled and made NOT NULL on the spot.
 _TASKS = (
     """
@@ -244,6 +284,17 @@ _FUNCTIONS = (
     END
     $function$
     """,
+    # The older code made duration_ms an integer. A change of the type would rewrite all rows under
+    # a lock: a second column follows the first one until every row has both.
+    """
+    CREATE OR REPLACE FUNCTION scheduler_runs_widen() RETURNS trigger
+    LANGUAGE plpgsql AS $function$
+    BEGIN
+        NEW.duration_ms_wide := NEW.duration_ms;
+        RETURN NEW;
+    END
+    $function$
+    """,
     # Nobody else may hang a function with the owner's rights on a table of his own.
     """
     REVOKE ALL ON FUNCTION scheduler_tasks_bury(), scheduler_tasks_bury_old_key(),
@@ -290,17 +341,6 @@ _RUNS = (
     """
     CREATE OR REPLACE TRIGGER scheduler_runs_find_task_key BEFORE INSERT ON scheduler_runs
         FOR EACH ROW WHEN (NEW.task_key IS NULL) EXECUTE FUNCTION scheduler_runs_find_task_key()
-    """,
-    # The older code made duration_ms an integer. A change of the type would rewrite all rows under
-    # a lock: a second column follows the first one until every row has both.
-    """
-    CREATE OR REPLACE FUNCTION scheduler_runs_widen() RETURNS trigger
-    LANGUAGE plpgsql AS $function$
-    BEGIN
-        NEW.duration_ms_wide := NEW.duration_ms;
-        RETURN NEW;
-    END
-    $function$
     """,
     """
     DO $widen$
@@ -408,19 +448,41 @@ _RUN_INDEXES = (
 )
 
 # Every row has both durations now: the old column goes, with the older code's indexes, for which
-# there are better ones. The catalogue alone is changed.
+# there are better ones. The catalogue alone is changed. What somebody has said of the column, and
+# whom he has let see it, is said of the new one.
 _FINISH_RUNS = """
 DO $finish$
 DECLARE
     name text;
+    said record;
+    permission record;
 BEGIN
     IF EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = 'scheduler_runs'::regclass
           AND attname = 'duration_ms_wide' AND NOT attisdropped
     ) THEN
         DROP TRIGGER scheduler_runs_widen ON scheduler_runs;
+        SELECT pg_get_expr(d.adbin, d.adrelid) AS value, a.attacl AS permissions,
+            col_description(a.attrelid, a.attnum) AS description INTO said
+        FROM pg_attribute a
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = 'scheduler_runs'::regclass AND a.attname = 'duration_ms';
         ALTER TABLE scheduler_runs DROP COLUMN duration_ms;
         ALTER TABLE scheduler_runs RENAME COLUMN duration_ms_wide TO duration_ms;
+        IF said.value IS NOT NULL THEN
+            EXECUTE 'ALTER TABLE scheduler_runs ALTER COLUMN duration_ms SET DEFAULT '
+                || said.value;
+        END IF;
+        IF said.description IS NOT NULL THEN
+            EXECUTE format('COMMENT ON COLUMN scheduler_runs.duration_ms IS %L', said.description);
+        END IF;
+        FOR permission IN SELECT * FROM aclexplode(said.permissions) LOOP
+            EXECUTE format('GRANT %s (duration_ms) ON scheduler_runs TO %s%s',
+                permission.privilege_type,
+                CASE WHEN permission.grantee = 0 THEN 'PUBLIC'
+                    ELSE permission.grantee::regrole::text END,
+                CASE WHEN permission.is_grantable THEN ' WITH GRANT OPTION' END);
+        END LOOP;
     END IF;
     DROP FUNCTION scheduler_runs_widen();
     FOR name IN
@@ -452,7 +514,7 @@ _WAIT_AS_BEFORE = (
 
 
 def upgrade() -> None:
-    for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES):
+    for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES, _SHARE):
         op.execute(statement)
     for statement in (*_TASKS, *_TASK_TRIGGERS, *_RUNS):
         op.execute(statement)

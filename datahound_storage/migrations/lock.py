@@ -79,13 +79,13 @@ class UpgradeLock:
         self._connection.close()
 
     def probe(self) -> None:
-        """Raise SchemaError if the lock is gone, so that the revision under way is rolled back."""
+        """Raise SchemaError if the lock is gone: the transaction under way is rolled back then."""
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error as error:
             raise SchemaError(
-                "the connection that holds the upgrade lock broke, so the revision under way was "
-                "rolled back: run `datahound-storage upgrade` again."
+                "the connection that holds the upgrade lock broke, so the transaction under way "
+                "was rolled back: run `datahound-storage upgrade` again, which goes on from there."
             ) from error
 
     def _identify(self) -> None:

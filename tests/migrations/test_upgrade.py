@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import threading
@@ -176,18 +175,6 @@ def test_a_search_path_without_a_schema_is_told(database_url: str) -> None:
 
 
 # ---- Not permitted, not reachable
-
-
-@pytest.fixture
-def role(server: TestServer) -> Iterator[str]:
-    """A role that may log in; its password is its name."""
-    name = "datahound_test_" + secrets.token_hex(8)
-    if not value(server.admin_url, "SELECT rolsuper OR rolcreaterole FROM pg_roles"
-                 " WHERE rolname = current_user"):  # fmt: skip
-        pytest.skip("the user in TEST_POSTGRES may not create roles")
-    query(server.admin_url, f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
-    yield name
-    query(server.admin_url, f"DROP ROLE {name}")
 
 
 def test_a_role_that_may_create_nothing_is_told_whom_to_ask(database_url: str, role: str) -> None:
