@@ -555,11 +555,41 @@ def refuse_loss() -> None:
         op.execute(_REFUSE_CONFLICTS)
 
 
+# The same for all that is there, so that nothing comes between the look and the drop.
+_LOCK_ALL = """
+DO $lock$
+DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    started timestamptz := clock_timestamp();
+    tables text := (
+        SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname DESC)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = current_schema() AND c.relname IN ('scheduler_tasks', 'scheduler_runs',
+            'scheduler_task_tombstones', 'scheduler_storage', 'scheduler_conflicts'));
+BEGIN
+    LOOP
+        BEGIN
+            SET LOCAL lock_timeout = '50ms';
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', tables);
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            IF patience > '0' AND clock_timestamp() > started + patience THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+END
+$lock$
+"""
+
+
 def downgrade() -> None:
+    for statement in (_LOCK_TABLES[0], _LOCK_ALL):
+        op.execute(statement)
     refuse_loss()
     # Indexes and sequences go with the columns.
     for statement in (
-        *_LOCK_TABLES,
         "DROP TRIGGER IF EXISTS scheduler_runs_find_task_key ON scheduler_runs",
         """
         ALTER TABLE scheduler_runs

@@ -155,3 +155,15 @@ def test_what_is_added_during_the_last_step_is_not_dropped(url: str) -> None:
         with pytest.raises(SchemaError, match="0 tasks and 1 runs"):
             going.result(60)
     assert value(url, "SELECT count(*) FROM scheduler_runs WHERE run_id = 'late'") == 1
+
+
+def test_what_is_kept_during_a_step_is_not_dropped(url: str) -> None:
+    downgrade(url, "0002")
+    with psycopg.connect(url) as late, ThreadPoolExecutor(1) as pool:
+        late.execute(KEPT)
+        going = pool.submit(downgrade, url, "0001")
+        wait_for(url, "SELECT 1 FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted")
+        late.commit()
+        with pytest.raises(SchemaError, match="1 versions of tasks"):
+            going.result(60)
+    assert value(url, "SELECT count(*) FROM scheduler_conflicts") == 1
