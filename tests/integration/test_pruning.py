@@ -25,6 +25,7 @@ from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
 CUTOFF = NOW - timedelta(days=30)
+DAY = timedelta(days=1)
 COUNT = "SELECT count(*) FROM scheduler_runs"
 
 
@@ -294,3 +295,10 @@ def test_times_that_python_does_not_have(dal: StorageDAL, migrated_url: str, tim
 def test_no_negative_number_is_kept(dal: StorageDAL) -> None:
     with pytest.raises(InvalidArgumentError, match="keep_last must not be negative, it is -1"):
         dal.purge_task_runs(older_than=CUTOFF, keep_last=-1)
+
+
+def test_runs_that_were_given_no_order_are_all_pruned(dal: StorageDAL, migrated_url: str) -> None:
+    add(migrated_url, 2500, 40)
+    query(migrated_url, "UPDATE scheduler_runs SET seq = NULL, finished_at = %s", [CUTOFF - DAY])
+    add(migrated_url, 5, 35)
+    assert dal.purge_task_runs(older_than=CUTOFF) == 2505
