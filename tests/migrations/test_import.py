@@ -6,9 +6,11 @@ import fcntl
 import io
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from datahound_storage import codec, runs, tasks
@@ -16,6 +18,7 @@ from datahound_storage.errors import InvalidTaskError, SnapshotError
 from datahound_storage.migrations import downgrade, status, upgrade
 from tests.migrations import support
 from tests.migrations.support import HISTORY, SNAPSHOT, query, value
+from tests.migrations.test_upgrade import wait_for
 
 revision = support.load_revision("0003_import_snapshot")
 
@@ -383,3 +386,18 @@ def test_it_waits_for_writers_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             revision.copy_of(tmp_path / "tasks.json")
     with revision.copy_of(tmp_path / "tasks.json") as content:
         assert json.load(content) == [task()]
+
+
+def test_who_adds_a_task_at_the_last_moment_stops_the_import(database_url: str) -> None:
+    upgrade(database_url, "0002")
+    with psycopg.connect(database_url) as late, ThreadPoolExecutor(1) as pool:
+        late.execute("INSERT INTO scheduler_tasks (id, task_key, task_type, company, config_json,"
+                     " schedule_type, schedule_expr, status)"
+                     " VALUES (gen_random_uuid(), 'late', '', '', '{}', '', '', '')")  # fmt: skip
+        going = pool.submit(upgrade, database_url, x=support.IMPORT_SAMPLE)
+        wait_for(database_url, "SELECT 1 FROM pg_locks WHERE NOT granted")
+        late.commit()
+        with pytest.raises(SnapshotError, match="somebody has added tasks"):
+            going.result(30)
+    assert query(database_url, "SELECT task_key FROM scheduler_tasks") == [("late",)]
+    assert value(database_url, "SELECT count(*) FROM scheduler_runs") == 0

@@ -13,6 +13,7 @@ from datahound_storage.migrations import SchemaState, SchemaStatus, downgrade, u
 from datahound_storage.migrations.state import revisions
 from tests.migrations import support
 from tests.migrations.support import query, value
+from tests.migrations.test_upgrade import wait_for
 
 revision = support.load_revision("0002_track_changes")
 
@@ -114,3 +115,19 @@ def test_the_old_indexes_serve_until_there_are_better_ones(old_url: str) -> None
         ("ix_scheduler_runs_ended_at",),
         ("ix_scheduler_runs_task_key_ended_at",),
     ]
+
+
+@pytest.mark.parametrize("target", ["0001", "0002"])
+def test_whoever_vacuums_is_waited_for_until_it_gives_way(old_url: str, target: str) -> None:
+    # An autovacuum ends only for who has waited for a second: the short attempts never have.
+    if target == "0002":
+        upgrade(old_url, "0001")
+    with psycopg.connect(old_url) as vacuum, ThreadPoolExecutor(1) as pool:
+        vacuum.execute("LOCK TABLE scheduler_runs IN SHARE UPDATE EXCLUSIVE MODE")
+        waiting = pool.submit(upgrade, old_url, target)
+        try:
+            wait_for(old_url, "SELECT 1 FROM pg_locks WHERE mode = 'ShareUpdateExclusiveLock'"
+                     " AND NOT granted AND now() - waitstart > '1 s'")  # fmt: skip
+        finally:
+            vacuum.rollback()
+        assert waiting.result(60).found == target

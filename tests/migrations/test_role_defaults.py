@@ -13,10 +13,11 @@ import psycopg
 import pytest
 
 from datahound_storage.migrations import SchemaState, environment, upgrade
+from datahound_storage.migrations.lock import UpgradeLock
 from datahound_storage.postgres import pruning as statements
 from tests.migrations import support
 from tests.migrations.support import query, value
-from tests.migrations.test_upgrade import script_of, wait_for
+from tests.migrations.test_upgrade import HOLDERS, script_of, wait_for
 
 
 def set_default(url: str, name: str, given: str) -> None:
@@ -126,3 +127,27 @@ def test_an_index_may_wait_longer_than_a_transaction_may_take(database_url: str)
                  " AND wait_event_type = 'Lock' AND now() - query_start > '0.5 s'")  # fmt: skip
         old.rollback()
         assert going.result(30).state is SchemaState.CURRENT
+
+
+def test_the_upgrade_lock_outlives_what_ends_other_transactions(database_url: str) -> None:
+    query(database_url, support.LEGACY.encode())
+    with psycopg.connect(database_url) as busy, ThreadPoolExecutor(1) as pool:
+        set_default(database_url, "idle_in_transaction_session_timeout", "100ms")
+        if version(database_url) >= 170000:
+            set_default(database_url, "transaction_timeout", "100ms")
+        busy.execute("SELECT FROM scheduler_runs")
+        going = pool.submit(upgrade, database_url)
+        wait_for(database_url, f"{HOLDERS} AND waitstart IS NULL AND pid IN (SELECT pid FROM"
+                 " pg_stat_activity WHERE xact_start < now() - interval '0.5 s')")  # fmt: skip
+        busy.rollback()
+        assert going.result(30).state is SchemaState.CURRENT
+
+
+def test_the_upgrade_lock_holds_no_snapshot(database_url: str) -> None:
+    def connect() -> psycopg.Connection:
+        return psycopg.connect(database_url, prepare_threshold=0)
+
+    with UpgradeLock(connect, 1.0):
+        seen = "SELECT backend_xmin FROM pg_stat_activity WHERE pid = %s"
+        ((holder,),) = query(database_url, HOLDERS)
+        assert query(database_url, seen, [holder]) == [(None,)]

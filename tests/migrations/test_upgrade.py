@@ -292,13 +292,20 @@ def log_versions(url: str) -> None:
     query(url, LOG_VERSIONS)
 
 
+WAITS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'waits'"
+
+
 def test_a_holder_that_is_killed_frees_the_others(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         # The first revision wants to adopt this table: whoever works on it waits.
         connection.execute("CREATE TABLE scheduler_tasks (id uuid)")
         killed = start(database_url, "-c", BY_API, database_url)
-        wait_for(database_url, HOLDERS)
-        waiting = start(database_url, "-c", BY_API, database_url)
+        holders = wait_for(database_url, HOLDERS)
+        waiting = start(database_url, "-c", BY_API, database_url, PGAPPNAME="waits")
+        # By then it has asked for the lock several times, and has nothing but that connection.
+        wait_for(database_url, f"{WAITS} AND backend_start < now() - interval '1 s'")
+        assert len(query(database_url, WAITS)) == 1
+        assert query(database_url, HOLDERS) == holders
         killed.kill()
         killed.communicate(timeout=30)
         connection.rollback()
@@ -438,6 +445,26 @@ def test_a_waiting_process_finds_it_done(
         assert not waiting.done()
         held.commit()
         assert waiting.result(30).state is SchemaState.CURRENT
+
+
+@pytest.mark.parametrize("breaking", [False, True])
+def test_a_newer_release_that_was_at_work_meanwhile_is_found(
+    database_url: str, held: psycopg.Connection, breaking: bool
+) -> None:
+    held.rollback()
+    upgrade(database_url)
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '0001'")
+    held.execute(f"SELECT pg_advisory_xact_lock({lock_key('public')})".encode())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(upgrade, database_url)
+        time.sleep(0.3)  # it has seen the old revision, and waits
+        support.make_newer(database_url, breaking=breaking)
+        held.commit()
+        if breaking:
+            with pytest.raises(SchemaError, match=r"at revision 9999.* cannot use"):
+                waiting.result(30)
+        else:
+            assert waiting.result(30).state is SchemaState.AHEAD
 
 
 def test_an_upgraded_schema_needs_no_lock(database_url: str) -> None:
