@@ -27,12 +27,19 @@ down_revision: str | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# What has the name of a table but is none, or is one of several, would be adopted by half.
+# What has the name of a table but is none, or is one of several, would be adopted by half. In
+# another encoding a text of the files would be an error of the driver, whenever it comes.
 _REFUSE_KINDS = """
 DO $refuse$
 DECLARE
     odd record;
 BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            'database %s has the encoding %s, which cannot hold every text of the files. Nothing '
+            'was changed: use one that was made with ENCODING ''UTF8'' TEMPLATE template0.',
+            current_database(), getdatabaseencoding());
+    END IF;
     FOR odd IN
         SELECT c.relname, c.relkind FROM pg_class c
         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from urllib.parse import urlsplit
+
 import pytest
 
 from datahound_storage.errors import SchemaError
@@ -9,6 +12,7 @@ from datahound_storage.migrations import SchemaState, status, upgrade
 from tests.migrations import support
 from tests.migrations.support import query, value
 from tests.migrations.test_upgrade import script_of
+from tests.servers import TestServer
 
 FOUND = "SELECT relname, relkind, relowner FROM pg_class WHERE relname ~ '^(scheduler|datahound)'"
 
@@ -136,3 +140,15 @@ def test_rows_that_have_no_key_are_told_by_column(database_url: str, rows: str, 
     query(database_url, f"INSERT INTO scheduler_runs (id, run_id, started_at) {rows}")
     with pytest.raises(SchemaError, match=f"{words}. What it had committed before that stays"):
         upgrade(database_url)
+
+
+def test_a_database_of_another_encoding_is_told(server: TestServer) -> None:
+    name = f"datahound_test_{secrets.token_hex(8)}"
+    query(server.admin_url, f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C'"
+          " TEMPLATE template0")  # fmt: skip
+    url = urlsplit(server.admin_url)._replace(path=f"/{name}").geturl()
+    try:
+        with pytest.raises(SchemaError, match=f"database {name} has the encoding LATIN1"):
+            upgrade(url, x=support.IMPORT_SAMPLE)
+    finally:
+        server.drop_database(url)

@@ -401,3 +401,14 @@ def test_who_adds_a_task_at_the_last_moment_stops_the_import(database_url: str) 
             going.result(30)
     assert query(database_url, "SELECT task_key FROM scheduler_tasks") == [("late",)]
     assert value(database_url, "SELECT count(*) FROM scheduler_runs") == 0
+
+
+def test_a_number_of_more_decimals_than_a_numeric_has_comes_in(
+    database_url: str, tmp_path: Path
+) -> None:
+    number = f"1.{'3' * 17_000}"
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([task()]).replace('"interval_minutes": 5', f'"n": {number}'))
+    upgrade(database_url, x=[f"snapshot={path}"])
+    assert value(database_url, "SELECT config_json ->> 'n' FROM scheduler_tasks") == str(4 / 3)
+    assert number in value(database_url, "SELECT task_text FROM scheduler_tasks")
