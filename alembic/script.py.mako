@@ -18,6 +18,7 @@ Revises: ${down_revision | comma,n}
 # - squawk finds nothing (tests/migrations/test_squawk.py), or the statement says why it may.
 # - Locks are waited for two seconds at most, then the revision starts again: keep it short.
 # - The downgrade loses no task and no run; a test goes up, down and up again with rows in place.
+#   What it would lose it refuses in refuse_loss(), which is asked before the first step, too.
 # - `alembic upgrade ... --sql` works: no reading of rows in Python, or another way when offline.
 # - datahound_storage/postgres/schema.py says the same (make drift).
 

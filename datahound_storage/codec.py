@@ -25,7 +25,8 @@ Task = dict[str, Any]
 _NEEDS_STDLIB = re.compile(r"\d{17}|NaN|Infinity|\\u[dD][89a-fA-F]|\d[eE][+-]?\d{3,}(?=[\s,\]}])")
 # What jsonb refuses: U+0000, lone surrogates, NaN and infinities, numbers out of its range.
 _NEEDS_CLEANING = re.compile(
-    r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])"
+    # The last one: more decimals than a numeric has.
+    r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])|\.\d{16000}"
 )
 # orjson spells 1e+16 as 1e16 and 1e-05 as 0.00001, and leaves DEL as it is.
 _SPELLED_OTHERWISE = re.compile(r"\d[eE]-?\d+(?=[\s,])|\b0\.0000|\x7f")

@@ -71,6 +71,8 @@ class _Pruning:
         while self._prune_batch():
             # A lock that is lost raises here, before the next batch.
             holder.execute(b"SELECT 1")
+        # A connection that is closed lets go of the lock some time after it.
+        holder.execute(b"ROLLBACK")
 
     def _prune_batch(self) -> bool:
         began = time.monotonic()

@@ -8,12 +8,13 @@ Revision ID: 0001
 Revises:
 """
 
+import contextlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,38 @@ revision: str = "0001"
 down_revision: str | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
+
+# What has the name of a table but is none, or is one of several, would be adopted by half. In
+# another encoding a text of the files would be an error of the driver, whenever it comes.
+_REFUSE_KINDS = """
+DO $refuse$
+DECLARE
+    odd record;
+BEGIN
+    IF getdatabaseencoding() <> 'UTF8' THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            'database %s has the encoding %s, which cannot hold every text of the files. Nothing '
+            'was changed: use one that was made with ENCODING ''UTF8'' TEMPLATE template0.',
+            current_database(), getdatabaseencoding());
+    END IF;
+    FOR odd IN
+        SELECT c.relname, c.relkind FROM pg_class c
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = current_schema()
+        WHERE c.relname IN ('scheduler_tasks', 'scheduler_runs') AND (
+            c.relkind <> 'r'
+            OR EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)))
+    LOOP
+        RAISE EXCEPTION USING MESSAGE = format(
+            '%s in schema %s is %s, and only a plain table can be adopted. Nothing was changed: '
+            'rename it, or use another schema (options=-csearch_path in the URL).',
+            odd.relname, current_schema(), CASE odd.relkind
+                WHEN 'p' THEN 'a partitioned table' WHEN 'v' THEN 'a view'
+                WHEN 'm' THEN 'a materialized view' WHEN 'f' THEN 'a foreign table'
+                WHEN 'r' THEN 'a table that inherits or is inherited from' ELSE 'no table' END);
+    END LOOP;
+END
+$refuse$
+"""
 
 # IF NOT EXISTS looks into the schema only in which the table would be made: current_schema().
 _TASKS = """
@@ -87,6 +120,87 @@ _LOCK_TABLES = (
     $lock$
     """,
 )
+
+# What a later step would stop at, or would drop, is told before the first one, all of it at once.
+# duration_ms becomes another column in 0002, if it is an integer: its default, comment and grants
+# are carried over there, other things that hang on it are not. The constraints' kind is that which
+# ON CONFLICT needs; the columns that 0002 adds are not there yet, or are as it would make them.
+_REFUSE_OTHERS = """
+DO $refuse$
+DECLARE
+    problems text;
+BEGIN
+    SELECT string_agg(DISTINCT problem, '; ') INTO problems FROM (
+        SELECT format('%s hangs on duration_ms, whose type is changed',
+            pg_describe_object(d.classid, d.objid, 0)) AS problem
+        FROM pg_depend d
+        JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = 'scheduler_runs'::regclass
+          AND a.attname = 'duration_ms' AND a.atttypid = 'integer'::regtype
+          AND NOT EXISTS (SELECT FROM pg_attrdef f WHERE d.classid = 'pg_attrdef'::regclass
+                          AND f.oid = d.objid AND f.adnum = a.attnum)
+          AND NOT EXISTS (SELECT FROM pg_class c WHERE d.classid = 'pg_class'::regclass
+                          AND c.oid = d.objid AND c.relname ~ '^ix_scheduler_runs_')
+          AND NOT EXISTS (SELECT FROM pg_constraint c WHERE d.classid = 'pg_constraint'::regclass
+                          AND c.oid = d.objid AND c.contype = 'n')
+        UNION ALL
+        SELECT format('constraint %s of %s is deferrable', n.conname, n.conrelid::regclass)
+        FROM pg_constraint n
+        JOIN pg_attribute a ON a.attrelid = n.conrelid AND n.conkey = ARRAY[a.attnum]
+        WHERE n.conrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND n.condeferrable AND n.contype IN ('p', 'u')
+          AND a.attname IN ('id', 'task_key', 'run_id')
+        UNION ALL
+        SELECT format('column %s of %s is %s, not %s',
+            w.col, w.tab, format_type(a.atttypid, a.atttypmod), w.type)
+        FROM (VALUES
+            ('scheduler_tasks', 'position', 'bigint'),
+            ('scheduler_tasks', 'task_text', 'text'),
+            ('scheduler_tasks', 'edited_columns', 'text[]'),
+            ('scheduler_tasks', 'changed_xid', 'xid8'),
+            ('scheduler_tasks', 'changed_at', 'timestamp with time zone'),
+            ('scheduler_runs', 'task_key', 'character varying(255)'),
+            ('scheduler_runs', 'seq', 'bigint'),
+            ('scheduler_runs', 'line_text', 'text'),
+            ('scheduler_runs', 'duration_ms_wide', 'bigint')
+        ) AS w (tab, col, type)
+        JOIN pg_attribute a ON a.attrelid = w.tab::regclass AND a.attname = w.col
+        WHERE NOT a.attisdropped AND format_type(a.atttypid, a.atttypmod) <> w.type
+        UNION ALL
+        SELECT format('column %s of %s may not be NULL and has no default, so no row can be added',
+            a.attname, a.attrelid::regclass)
+        FROM pg_attribute a
+        WHERE a.attrelid IN ('scheduler_tasks'::regclass, 'scheduler_runs'::regclass)
+          AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef
+          AND a.attidentity = '' AND a.attname NOT IN (
+            'id', 'task_key', 'task_type', 'company', 'config_json', 'schedule_type',
+            'schedule_expr', 'timezone', 'status', 'created_at', 'updated_at', 'task_id', 'run_id',
+            'started_at', 'finished_at', 'success', 'message', 'duration_ms', 'metadata_json')
+    ) AS found;
+    IF problems IS NOT NULL THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            'the tables in schema %s cannot be adopted as they are: %s. Nothing was changed: drop '
+            'or change each of these, run the upgrade, and make again after it what you need.',
+            current_schema(), problems);
+    END IF;
+END
+$refuse$
+"""
+
+# Whoever has the old tables shall have what comes beside them: else he could not use it.
+_SHARE_VERSION = """
+DO $share$
+DECLARE
+    version regclass := to_regclass(quote_ident(current_schema()) || '.datahound_storage_version');
+    owner regrole := (SELECT relowner FROM pg_class WHERE oid = 'scheduler_tasks'::regclass);
+BEGIN
+    IF EXISTS (SELECT FROM pg_class WHERE oid = version AND relowner <> owner
+               AND relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) THEN
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', version, owner);
+    END IF;
+END
+$share$
+"""
 
 # A table of the same name with other columns is somebody else's: better to stop than to bend it.
 # Only types that older code may have used are changed; a value that does not fit stops it too.
@@ -229,7 +343,8 @@ BEGIN
             SELECT i.indexrelid::regclass::text INTO have FROM pg_index i
             WHERE i.indrelid = wanted.tab::regclass AND i.indisunique AND i.indisvalid
               AND i.indkey::text = number::text AND i.indpred IS NULL AND i.indimmediate
-              AND i.indoption::text = '0'
+              AND i.indoption::text = '0' AND EXISTS (
+                SELECT FROM pg_opclass o WHERE o.oid::text = i.indclass::text AND o.opcdefault)
               AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
             ORDER BY 1 LIMIT 1;
             EXECUTE format('ALTER TABLE %I ADD CONSTRAINT %I %s ', wanted.tab, wanted.name,
@@ -247,8 +362,13 @@ BEGIN
         END LOOP;
         FOR double IN
             SELECT i.indexrelid::regclass::text FROM pg_index i
+            JOIN pg_class c ON c.oid = i.indexrelid
+            JOIN pg_am m ON m.oid = c.relam AND m.amname = 'btree'
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = number
             WHERE i.indrelid = wanted.tab::regclass AND i.indkey::text = number::text
-              AND i.indpred IS NULL
+              AND i.indpred IS NULL AND i.indoption::text = '0'
+              AND i.indcollation::text = a.attcollation::text AND EXISTS (
+                SELECT FROM pg_opclass o WHERE o.oid::text = i.indclass::text AND o.opcdefault)
               AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)
         LOOP
             EXECUTE 'DROP INDEX ' || double;
@@ -314,9 +434,12 @@ $adopt$
 
 def upgrade() -> None:
     for statement in (
+        _REFUSE_KINDS,
         _TASKS,
         _RUNS,
         *_LOCK_TABLES,
+        _REFUSE_OTHERS,
+        _SHARE_VERSION,
         _ADOPT_COLUMNS,
         _FILL_TASKS,
         _ADOPT_NULLS,
@@ -329,20 +452,45 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    if context.get_x_argument(as_dictionary=True).get("drop") != "yes":
-        if context.is_offline_mode():
-            op.execute(_REFUSE_ROWS)
-        else:
-            _refuse_what_the_files_lack()
-    op.execute("DROP TABLE scheduler_runs")
-    op.execute("DROP TABLE scheduler_tasks")
+    for statement in _LOCK_TABLES:
+        op.execute(statement)
+    # What came since the way back was begun is lost no more than what was there then.
+    refuse_loss()
+    for statement in _DROP:
+        op.execute(statement)
+
+
+_DROP = (
+    "DROP TABLE scheduler_runs",
+    "DROP TABLE scheduler_tasks",
+    # What an interrupted 0002 has left. The next upgrade would take its notes for this one's.
+    "DROP TABLE IF EXISTS scheduler_task_tombstones, scheduler_storage, scheduler_conflicts",
+    "DROP SEQUENCE IF EXISTS scheduler_tasks_position_seq, scheduler_runs_seq_seq",
+    """
+    DROP FUNCTION IF EXISTS scheduler_tasks_stamp(), scheduler_tasks_bury(),
+        scheduler_tasks_bury_old_key(), scheduler_tasks_begin_epoch(),
+        scheduler_tasks_note_filling(), scheduler_runs_find_task_key(), scheduler_runs_widen()
+    """,
+)
+
+
+def refuse_loss() -> None:
+    """Refuse to drop what the files lack; asked also before the first step of a way back to here.
+
+    By then the tables may still be those of any later revision.
+    """
+    if context.get_x_argument(as_dictionary=True).get("drop") == "yes":
+        return
+    if context.is_offline_mode():
+        op.execute(_REFUSE_ROWS)
+    else:
+        _refuse_what_the_files_lack()
 
 
 # Statements that are printed cannot look into files.
 _REFUSE_ROWS = """
 DO $refuse$
 BEGIN
-    LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM scheduler_tasks) OR EXISTS (SELECT FROM scheduler_runs) THEN
         RAISE EXCEPTION USING MESSAGE =
             'the tables hold rows, so they are not dropped. Run the downgrade without --sql, '
@@ -355,17 +503,16 @@ $refuse$
 
 def _refuse_what_the_files_lack() -> None:
     """Raise while a task or a run is in the tables that the files do not show with equal value."""
-    op.execute("LOCK TABLE scheduler_tasks, scheduler_runs IN ACCESS EXCLUSIVE MODE")
     snapshot, history = _paths()
     tasks, runs = _missing_tasks(snapshot), _missing_runs(history)
     if tasks or runs:
-        example = f"; the first is {(tasks or runs)[0]!r}" if tasks or runs else ""
         found = f"{_counted(tasks, 'task')} and {_counted(runs, 'run')}"
         places = f"{snapshot} and {', '.join(map(str, history))}"
         raise CommandError(
-            f"{found} are in the tables and not, or not equally, in {places}{example}. Nothing was "
-            "dropped. Name the right files with -x snapshot=PATH and -x history=PATH, or give up "
-            "the rows with -x drop=yes."
+            f"{found} are in the tables and not, or not equally, in {places}; the first is "
+            f"{(tasks or runs)[0]!r}. No task and no run was dropped. Name the right files with "
+            "-x snapshot=PATH and -x history=PATH, set DATAHOUND_SCHEDULER_TZ as the scheduler has "
+            "it, or give up the rows with -x drop=yes."
         )
 
 
@@ -387,7 +534,7 @@ def _missing_tasks(snapshot: Path) -> list[str]:
     shown = _tasks_in(snapshot)
     rows = op.get_bind().exec_driver_sql(
         "SELECT task_key, task_type, company, schedule_type, schedule_expr, status, created_at,"
-        " updated_at, config_json::text FROM scheduler_tasks"
+        " updated_at, config_json::text, timezone FROM scheduler_tasks"
     )
     return [row[0] for row in rows if not _is_shown(row, shown.get(row[0]))]
 
@@ -403,7 +550,13 @@ def _tasks_in(snapshot: Path) -> dict[str, Any]:
 
 def _is_shown(row: Sequence[Any], task: Any) -> bool:
     """Whether a file's task has the value of the row: in config_json and in each column."""
-    if task is None or _canonical(json.loads(row[8])) != _canonical(task):
+    try:
+        if task is None or _canonical(json.loads(row[8])) != _canonical(task):
+            return False
+    except RecursionError:
+        return False  # too deep to be compared
+    # A file says none: an import would give it that of the scheduler.
+    if row[9] != (os.environ.get("DATAHOUND_SCHEDULER_TZ", "").strip() or "UTC"):
         return False
     config = task.get("task_config") or {}
     own = [
@@ -470,15 +623,73 @@ def _instant(value: Any) -> datetime | None:
         return None
 
 
+_RUN_VALUES = """
+SELECT run_id, coalesce(metadata_json ->> 'task_key', (
+           SELECT t.task_key FROM scheduler_tasks AS t WHERE t.id = r.task_id)),
+       to_char(started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+       to_char(finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+       success, message, duration_ms, metadata_json::text
+FROM scheduler_runs AS r
+"""
+_LONGEST = timedelta(days=3650)
+
+
 def _missing_runs(history: list[Path]) -> list[str]:
-    shown = {run_id for path in history for run_id in _run_ids_in(path)}
-    query, options = "SELECT run_id FROM scheduler_runs", {"yield_per": 10_000}
-    with op.get_bind().exec_driver_sql(query, execution_options=options) as rows:
-        return [row[0] for row in rows if row[0] not in shown]
+    shown = {digest for path in history for digest in _runs_in(path)}
+    options = {"yield_per": 10_000}
+    with op.get_bind().exec_driver_sql(_RUN_VALUES, execution_options=options) as rows:
+        return [row[0] for row in rows if _digest_of_row(row) not in shown]
 
 
-def _run_ids_in(path: Path) -> Iterator[str]:
-    """The ids of a history's lines; one without gets that which an import gives it."""
+def _digest_of_row(row: Sequence[Any]) -> bytes | None:
+    try:
+        return _digest([*row[:7], json.loads(row[7] or "null")])
+    except (RecursionError, ValueError):
+        return None
+
+
+def _digest(values: list[Any]) -> bytes:
+    """A few bytes for the values of a run: there may be millions."""
+    return sha256(_canonical(values).encode()).digest()[:16]
+
+
+def _runs_in(path: Path) -> Iterator[bytes]:
+    """What the rows of a history's lines look like."""
+    for run_id, entry in _entries_in(path):
+        with contextlib.suppress(RecursionError):
+            yield _digest([run_id, *_run_values(entry)])
+
+
+def _run_values(entry: dict[str, Any]) -> list[Any]:
+    """The columns that an import, or the scheduler, gives to a line."""
+    ended = _instant(entry["timestamp"])
+    seconds = _seconds(entry.get("duration_seconds"))
+    try:
+        started = ended and ended - timedelta(seconds=seconds)
+    except OverflowError:
+        started = ended
+    names = ("task_name", "task_type", "duration_seconds")
+    return [
+        entry["task_id"],
+        *(
+            time and time.replace(tzinfo=None).isoformat("T", "microseconds")
+            for time in (started, ended)
+        ),
+        bool(entry.get("success")),
+        _text(entry.get("message")),
+        round(seconds * 1000),
+        {"task_key": entry["task_id"], **{name: entry[name] for name in names if name in entry}},
+    ]
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return 0.0
+    return float(min(max(value, 0.0), _LONGEST.total_seconds()))
+
+
+def _entries_in(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A history's lines with their ids; one without gets that which an import gives it."""
     equal: Counter[str] = Counter()
     for line in _lines_of(path):
         try:
@@ -491,11 +702,11 @@ def _run_ids_in(path: Path) -> Iterator[str]:
         if _instant(entry.get("timestamp")) is None:
             continue
         if _is_key(entry.get("run_id")):
-            yield entry["run_id"]
+            yield entry["run_id"], entry
             continue
         digest = sha256(text.encode("utf-8")).hexdigest()[:32]
         equal[digest] += 1
-        yield f"line-{digest}-{equal[digest]}"
+        yield f"line-{digest}-{equal[digest]}", entry
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:

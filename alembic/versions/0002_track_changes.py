@@ -13,7 +13,7 @@ Revises: 0001
 
 from collections.abc import Sequence
 
-from alembic import op
+from alembic import context, op
 
 revision: str = "0002"
 down_revision: str | None = "0001"
@@ -102,6 +102,46 @@ _LOCK_TABLES = (
     $lock$
     """,
 )
+
+# Whoever has the tables gets what comes beside them, whoever upgrades: else he could not use it,
+# and a sequence must have the owner of its table. Nothing is taken away from a third one.
+_SHARE = """
+DO $share$
+DECLARE
+    mine oid := (SELECT oid FROM pg_roles WHERE rolname = current_user);
+    wanted record;
+    statement text;
+BEGIN
+    FOR wanted IN
+        SELECT w.name, t.relowner::regrole AS owner FROM (VALUES
+            ('scheduler_tasks_position_seq', 'scheduler_tasks'),
+            ('scheduler_runs_seq_seq', 'scheduler_runs'),
+            ('scheduler_task_tombstones', 'scheduler_tasks'),
+            ('scheduler_storage', 'scheduler_tasks'),
+            ('scheduler_conflicts', 'scheduler_tasks')
+        ) AS w (name, tab)
+        JOIN pg_class t ON t.oid = w.tab::regclass
+        JOIN pg_class c ON c.oid = w.name::regclass
+        WHERE c.relowner = mine AND t.relowner <> mine
+    LOOP
+        EXECUTE format('ALTER TABLE %I OWNER TO %s', wanted.name, wanted.owner);
+    END LOOP;
+    FOR statement IN
+        SELECT format('ALTER FUNCTION %s OWNER TO %s', p.oid::regprocedure, t.relowner::regrole)
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        JOIN pg_class t ON t.oid = CASE WHEN starts_with(p.proname, 'scheduler_runs_')
+            THEN 'scheduler_runs'::regclass ELSE 'scheduler_tasks'::regclass END
+        WHERE n.nspname = current_schema() AND p.proname IN (
+            'scheduler_tasks_stamp', 'scheduler_tasks_bury', 'scheduler_tasks_bury_old_key',
+            'scheduler_tasks_begin_epoch', 'scheduler_tasks_note_filling',
+            'scheduler_runs_find_task_key', 'scheduler_runs_widen')
+          AND p.proowner = mine AND t.relowner <> mine
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$share$
+"""
 
 # The table of tasks is small: it is filled and made NOT NULL on the spot.
 _TASKS = (
@@ -244,6 +284,17 @@ _FUNCTIONS = (
     END
     $function$
     """,
+    # The older code made duration_ms an integer. A change of the type would rewrite all rows under
+    # a lock: a second column follows the first one until every row has both.
+    """
+    CREATE OR REPLACE FUNCTION scheduler_runs_widen() RETURNS trigger
+    LANGUAGE plpgsql AS $function$
+    BEGIN
+        NEW.duration_ms_wide := NEW.duration_ms;
+        RETURN NEW;
+    END
+    $function$
+    """,
     # Nobody else may hang a function with the owner's rights on a table of his own.
     """
     REVOKE ALL ON FUNCTION scheduler_tasks_bury(), scheduler_tasks_bury_old_key(),
@@ -291,17 +342,6 @@ _RUNS = (
     CREATE OR REPLACE TRIGGER scheduler_runs_find_task_key BEFORE INSERT ON scheduler_runs
         FOR EACH ROW WHEN (NEW.task_key IS NULL) EXECUTE FUNCTION scheduler_runs_find_task_key()
     """,
-    # The older code made duration_ms an integer. A change of the type would rewrite all rows under
-    # a lock: a second column follows the first one until every row has both.
-    """
-    CREATE OR REPLACE FUNCTION scheduler_runs_widen() RETURNS trigger
-    LANGUAGE plpgsql AS $function$
-    BEGIN
-        NEW.duration_ms_wide := NEW.duration_ms;
-        RETURN NEW;
-    END
-    $function$
-    """,
     """
     DO $widen$
     BEGIN
@@ -337,27 +377,61 @@ _RUNS = (
 # whoever changes one of them waits for a moment only, and the pauses leave the disk to others. The
 # trigger fills their other duration. An interrupted run has given the lowest numbers: the next one
 # continues after them.
+#
+# A row that somebody holds is tried for a moment, again and again, as the tables are (above): a
+# batch that waits for one row would keep all others that it has.
+#
+# The server may still be at it after the process that asked for it has died. Two of them take
+# turns, so that whoever finds a row of its batch numbered knows of the other, and stops.
 _NUMBER_RUNS = """
 DO $number$
 DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    turn bigint := hashtextextended('datahound-storage:number:' || current_schema(), 0);
+    started timestamptz;
     batch uuid[];
-    next bigint;
+    first bigint;
+    done boolean;
 BEGIN
-    SELECT 1 - count(*) INTO next FROM scheduler_runs WHERE seq IS NULL;
-    FOR batch IN
-        SELECT array_agg(id ORDER BY n) FROM (
-            SELECT id, row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
+    -- The role's default may be another one. In it the second batch sees what the first one saw.
+    COMMIT;
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    PERFORM pg_advisory_xact_lock(turn);
+    FOR batch, first IN
+        SELECT array_agg(id ORDER BY n), min(n) - max(total) FROM (
+            SELECT id, count(*) OVER () AS total,
+                   row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
             FROM scheduler_runs WHERE seq IS NULL
         ) AS numbered GROUP BY (n - 1) / 500 ORDER BY (n - 1) / 500
     LOOP
-        UPDATE scheduler_runs AS run SET
-            seq = next + old.n - 1,
-            task_key = coalesce(run.task_key, left(run.metadata_json ->> 'task_key', 255),
-                (SELECT task_key FROM scheduler_tasks AS task WHERE task.id = run.task_id))
-        FROM unnest(batch) WITH ORDINALITY AS old (id, n) WHERE run.id = old.id;
-        next := next + cardinality(batch);
-        COMMIT;
-        PERFORM pg_sleep(0.005);
+        started := clock_timestamp();
+        done := false;
+        WHILE NOT done LOOP
+            BEGIN
+                SET LOCAL lock_timeout = '50ms';
+                PERFORM pg_advisory_xact_lock(turn);
+                IF EXISTS (
+                    SELECT FROM scheduler_runs WHERE id = ANY (batch) AND seq IS NOT NULL
+                ) THEN
+                    RAISE EXCEPTION 'the runs are being numbered by another session: when it is '
+                        'done, run the upgrade again.';
+                END IF;
+                UPDATE scheduler_runs AS run SET
+                    seq = first + old.n - 1,
+                    task_key = coalesce(run.task_key, left(run.metadata_json ->> 'task_key', 255),
+                        (SELECT task_key FROM scheduler_tasks AS task WHERE task.id = run.task_id))
+                FROM unnest(batch) WITH ORDINALITY AS old (id, n)
+                WHERE run.id = old.id AND run.seq IS NULL;
+                done := true;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                IF patience > '0' AND clock_timestamp() > started + patience THEN
+                    RAISE;
+                END IF;
+            END;
+            COMMIT;
+            SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+            PERFORM pg_sleep(CASE WHEN done THEN 0.005 ELSE 0.1 END);
+        END LOOP;
     END LOOP;
 END
 $number$
@@ -374,19 +448,41 @@ _RUN_INDEXES = (
 )
 
 # Every row has both durations now: the old column goes, with the older code's indexes, for which
-# there are better ones. The catalogue alone is changed.
+# there are better ones. The catalogue alone is changed. What somebody has said of the column, and
+# whom he has let see it, is said of the new one.
 _FINISH_RUNS = """
 DO $finish$
 DECLARE
     name text;
+    said record;
+    permission record;
 BEGIN
     IF EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = 'scheduler_runs'::regclass
           AND attname = 'duration_ms_wide' AND NOT attisdropped
     ) THEN
         DROP TRIGGER scheduler_runs_widen ON scheduler_runs;
+        SELECT pg_get_expr(d.adbin, d.adrelid) AS value, a.attacl AS permissions,
+            col_description(a.attrelid, a.attnum) AS description INTO said
+        FROM pg_attribute a
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = 'scheduler_runs'::regclass AND a.attname = 'duration_ms';
         ALTER TABLE scheduler_runs DROP COLUMN duration_ms;
         ALTER TABLE scheduler_runs RENAME COLUMN duration_ms_wide TO duration_ms;
+        IF said.value IS NOT NULL THEN
+            EXECUTE 'ALTER TABLE scheduler_runs ALTER COLUMN duration_ms SET DEFAULT '
+                || said.value;
+        END IF;
+        IF said.description IS NOT NULL THEN
+            EXECUTE format('COMMENT ON COLUMN scheduler_runs.duration_ms IS %L', said.description);
+        END IF;
+        FOR permission IN SELECT * FROM aclexplode(said.permissions) LOOP
+            EXECUTE format('GRANT %s (duration_ms) ON scheduler_runs TO %s%s',
+                permission.privilege_type,
+                CASE WHEN permission.grantee = 0 THEN 'PUBLIC'
+                    ELSE permission.grantee::regrole::text END,
+                CASE WHEN permission.is_grantable THEN ' WITH GRANT OPTION' END);
+        END LOOP;
     END IF;
     DROP FUNCTION scheduler_runs_widen();
     FOR name IN
@@ -418,7 +514,7 @@ _WAIT_AS_BEFORE = (
 
 
 def upgrade() -> None:
-    for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES):
+    for statement in (*_SEQUENCES, *_TABLES, *_FUNCTIONS, *_LOCK_TABLES, _SHARE):
         op.execute(statement)
     for statement in (*_TASKS, *_TASK_TRIGGERS, *_RUNS):
         op.execute(statement)
@@ -432,10 +528,68 @@ def upgrade() -> None:
         op.execute(statement)
 
 
+# It is known nowhere else. The table may be missing: then nothing is lost.
+_REFUSE_CONFLICTS = """
+DO $refuse$
+DECLARE
+    kept regclass := to_regclass(quote_ident(current_schema()) || '.scheduler_conflicts');
+    number bigint := 0;
+BEGIN
+    IF kept IS NOT NULL THEN
+        EXECUTE format('SELECT count(*) FROM %s', kept) INTO number;
+    END IF;
+    IF number > 0 THEN
+        RAISE EXCEPTION USING MESSAGE = format(
+            '%s versions of tasks that lost to others are in scheduler_conflicts only, so it is '
+            'not dropped. Look at them with `datahound-storage conflicts`, or give them up with '
+            '-x drop=yes.', number);
+    END IF;
+END
+$refuse$
+"""
+
+
+def refuse_loss() -> None:
+    """Refuse to drop kept versions; asked also before the first step of a way back to here."""
+    if context.get_x_argument(as_dictionary=True).get("drop") != "yes":
+        op.execute(_REFUSE_CONFLICTS)
+
+
+# The same for all that is there, so that nothing comes between the look and the drop.
+_LOCK_ALL = """
+DO $lock$
+DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    started timestamptz := clock_timestamp();
+    tables text := (
+        SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.relname DESC)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = current_schema() AND c.relname IN ('scheduler_tasks', 'scheduler_runs',
+            'scheduler_task_tombstones', 'scheduler_storage', 'scheduler_conflicts'));
+BEGIN
+    LOOP
+        BEGIN
+            SET LOCAL lock_timeout = '50ms';
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', tables);
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            IF patience > '0' AND clock_timestamp() > started + patience THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+END
+$lock$
+"""
+
+
 def downgrade() -> None:
+    for statement in (_LOCK_TABLES[0], _LOCK_ALL):
+        op.execute(statement)
+    refuse_loss()
     # Indexes and sequences go with the columns.
     for statement in (
-        *_LOCK_TABLES,
         "DROP TRIGGER IF EXISTS scheduler_runs_find_task_key ON scheduler_runs",
         """
         ALTER TABLE scheduler_runs

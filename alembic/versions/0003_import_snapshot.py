@@ -714,7 +714,10 @@ def parse_time(value: Any) -> datetime | None:
 
 
 REFUSED = re.compile("[\x00\ud800-\udfff]")
-UNCLEAN = re.compile(r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])")
+# The last one: more decimals than a numeric has.
+UNCLEAN = re.compile(
+    r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])|\.\d{16000}"
+)
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
 
 

@@ -17,6 +17,30 @@ down_revision: str | None = "0003"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# Whoever waits for this lock makes all others wait behind it, those who have only to read too: so
+# it is tried for a moment only, as in 0002.
+_LOCK = """
+DO $lock$
+DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    started timestamptz := clock_timestamp();
+BEGIN
+    LOOP
+        BEGIN
+            SET LOCAL lock_timeout = '50ms';
+            LOCK TABLE scheduler_task_tombstones IN ACCESS EXCLUSIVE MODE;
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            IF patience > '0' AND clock_timestamp() > started + patience THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+END
+$lock$
+"""
+
 # Nullable and without a default: the catalogue alone changes.
 _ADD = "ALTER TABLE scheduler_task_tombstones ADD COLUMN IF NOT EXISTS task_text text"
 _DROP = "ALTER TABLE scheduler_task_tombstones DROP COLUMN IF EXISTS task_text"
@@ -82,10 +106,10 @@ _BURY_OLD_KEY_WITHOUT_TEXT = """
 
 
 def upgrade() -> None:
-    for statement in (_ADD, _BURY, _BURY_OLD_KEY):
+    for statement in (_LOCK, _ADD, _BURY, _BURY_OLD_KEY):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    for statement in (_BURY_WITHOUT_TEXT, _BURY_OLD_KEY_WITHOUT_TEXT, _DROP):
+    for statement in (_LOCK, _BURY_WITHOUT_TEXT, _BURY_OLD_KEY_WITHOUT_TEXT, _DROP):
         op.execute(statement)

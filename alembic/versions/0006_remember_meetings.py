@@ -20,6 +20,30 @@ down_revision: str | None = "0005"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
+# Whoever waits for this lock makes all others wait behind it, those who have only to read too: so
+# it is tried for a moment only, as in 0002.
+_LOCK = """
+DO $lock$
+DECLARE
+    patience interval := current_setting('lock_timeout')::interval;
+    started timestamptz := clock_timestamp();
+BEGIN
+    LOOP
+        BEGIN
+            SET LOCAL lock_timeout = '50ms';
+            LOCK TABLE scheduler_storage IN ACCESS EXCLUSIVE MODE;
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            IF patience > '0' AND clock_timestamp() > started + patience THEN
+                RAISE;
+            END IF;
+            PERFORM pg_sleep(0.1);
+        END;
+    END LOOP;
+END
+$lock$
+"""
+
 # One row, and constant defaults: the catalogue alone changes. Code from before it carries over
 # without remembering, as it always did.
 _ADD = """
@@ -35,8 +59,10 @@ _DROP = """
 
 
 def upgrade() -> None:
+    op.execute(_LOCK)
     op.execute(_ADD)
 
 
 def downgrade() -> None:
+    op.execute(_LOCK)
     op.execute(_DROP)

@@ -54,8 +54,6 @@ def upgrade(
     SnapshotError, LockTimeoutError or DatabaseUnavailableError.
     """
     before = status(url)
-    if before.state is SchemaState.BREAKING:
-        raise SchemaError(before.message)
     if before.usable and revision in ("head", before.head):
         return before
     from alembic import command

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -27,6 +27,8 @@ from datahound_storage.migrations.compare import OPTIONS
 from datahound_storage.migrations.config import LOCK_WAIT, driver_connection, make_engine
 from datahound_storage.migrations.failures import driver_error, explain, is_busy
 from datahound_storage.migrations.lock import UpgradeLock
+from datahound_storage.migrations.offline import print_script
+from datahound_storage.migrations.refusing import ask_before_the_first_step
 from datahound_storage.migrations.state import SchemaState, SchemaStatus, inspect
 from datahound_storage.postgres.schema import VERSION_TABLE
 from datahound_storage.settings import (
@@ -44,6 +46,9 @@ STATEMENT_TIMEOUT = "30min"
 LOCK_TIMEOUT_ALONE = "60s"
 # By way of a pooler there are no timeouts outside of a transaction, so we watch the time: seconds.
 POOLED_TIMEOUT = 1800.0
+# As `_lift` does, for a server whose version is not known.
+_LIFT_IN_SCRIPT = """SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"""
 _PAUSE = 1.0
 
 
@@ -59,19 +64,10 @@ def run() -> None:
 
 
 def _run_offline() -> None:
-    context.configure(
-        dialect_name="postgresql",
-        dialect_opts={"paramstyle": "named"},
-        literal_binds=True,
-        version_table=VERSION_TABLE,
-        transaction_per_migration=True,
-    )
-    bounds = (
+    print_script(
         f"SET lock_timeout = '{LOCK_TIMEOUT}';\nSET statement_timeout = '{STATEMENT_TIMEOUT}';\n"
+        f"{_LIFT_IN_SCRIPT};\nSET default_transaction_isolation = 'read committed';\n"
     )
-    context.get_context().impl.static_output(bounds)
-    with context.begin_transaction():
-        context.run_migrations()
 
 
 def _run_online() -> None:
@@ -159,6 +155,7 @@ def _apply(connection: Connection, lock: UpgradeLock) -> None:
         on_version_apply=lambda **applied: _applied(lock, **applied),
         **OPTIONS,
     )
+    ask_before_the_first_step()
     try:
         with context.begin_transaction():
             context.run_migrations()
@@ -175,13 +172,35 @@ def _apply(connection: Connection, lock: UpgradeLock) -> None:
 def _begin(connection: Connection, lock: UpgradeLock, ours: bool) -> None:
     driver: Any = connection.connection.driver_connection
     if not driver.autocommit:
-        # A DROP must not find a table of the same name further on in the search path.
-        driver.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(lock.schema)))
-        driver.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-        driver.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'")
+        _bound_transaction(driver, lock.schema)
     elif ours:
-        driver.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_ALONE}'")
-        driver.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
+        _bound_session(driver)
+
+
+def _bound_transaction(driver: psycopg.Connection[Any], schema: str) -> None:
+    # The role's default may be another one, in which an index waits for us, and we see what was.
+    driver.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    _lift(driver, "SET LOCAL")
+    # A DROP must not find a table of the same name further on in the search path.
+    driver.execute(sql.SQL("SET LOCAL search_path = {}").format(sql.Identifier(schema)))
+    driver.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    driver.execute(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
+
+
+def _bound_session(driver: psycopg.Connection[Any]) -> None:
+    _lift(driver, "SET")
+    driver.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_ALONE}'".encode())
+    driver.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'".encode())
+    # If this process is killed the server shall not go on for it. Not every system can tell.
+    with suppress(psycopg.errors.InvalidParameterValue):
+        driver.execute("SET client_connection_check_interval = '1s'")
+
+
+def _lift(driver: psycopg.Connection[Any], verb: str) -> None:
+    """Take away what ends transactions that are long, or that wait while a file is read."""
+    driver.execute(f"{verb} idle_in_transaction_session_timeout = 0".encode())
+    if driver.info.server_version >= 170000:
+        driver.execute(f"{verb} transaction_timeout = 0".encode())
 
 
 def _applied(lock: UpgradeLock, step: Any, **_: Any) -> None:

@@ -41,7 +41,10 @@ def explain(error: psycopg.Error, place: str, lock: UpgradeLock | None) -> Stora
         error, pg.ReadOnlySqlTransaction | pg.DiskFull | pg.TooManyConnections
     ):
         return translate(error, place)
-    return SchemaError(f"the upgrade failed at {place} and was rolled back: {_words(error)}.")
+    return SchemaError(
+        f"the upgrade failed at {place}: {_words(error)}. What it had committed before that stays, "
+        "the rest was rolled back: the next upgrade goes on from there."
+    )
 
 
 def _not_permitted(lock: UpgradeLock) -> SchemaError:
@@ -57,4 +60,17 @@ def _words(error: psycopg.Error) -> str:
     code = error.sqlstate or ""
     name = f"{type(error).__name__} {code}".strip()
     primary = error.diag.message_primary
-    return f"{name}, {primary}" if primary and code[:2] in _WITHOUT_VALUES else name
+    return f"{name}{_where(error)}" + (
+        f", {primary}" if primary and code[:2] in _WITHOUT_VALUES else ""
+    )
+
+
+def _where(error: psycopg.Error) -> str:
+    """What the error is about, by name: a server's message would show a row's values beside it."""
+    found = {
+        "table": error.diag.table_name,
+        "column": error.diag.column_name,
+        "constraint": error.diag.constraint_name,
+    }
+    named = ", ".join(f"{kind} {name}" for kind, name in found.items() if name)
+    return f" ({named})" if named else ""

@@ -57,8 +57,10 @@ class UpgradeLock:
     def __enter__(self) -> Self:
         self._connection = self._connect()
         try:
-            # A prepared statement would leave a snapshot in the idle transaction.
+            # A prepared statement would leave a snapshot in the idle transaction, and so does each
+            # statement where the role's default is another isolation.
             self._connection.prepare_threshold = None
+            self._connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self._identify()
             self._acquire()
         except BaseException:
@@ -77,13 +79,13 @@ class UpgradeLock:
         self._connection.close()
 
     def probe(self) -> None:
-        """Raise SchemaError if the lock is gone, so that the revision under way is rolled back."""
+        """Raise SchemaError if the lock is gone: the transaction under way is rolled back then."""
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error as error:
             raise SchemaError(
-                "the connection that holds the upgrade lock broke, so the revision under way was "
-                "rolled back: run `datahound-storage upgrade` again."
+                "the connection that holds the upgrade lock broke, so the transaction under way "
+                "was rolled back: run `datahound-storage upgrade` again, which goes on from there."
             ) from error
 
     def _identify(self) -> None:

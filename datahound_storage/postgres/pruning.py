@@ -33,22 +33,31 @@ class Batch(NamedTuple):
     place: Place
 
 
-_KEPT = f"""
-AND (r.task_key IS NULL OR (
-    SELECT count(*) FROM (
-        SELECT FROM scheduler_runs AS n
-        WHERE n.task_key = r.task_key
-          AND (coalesce(n.finished_at, n.started_at), n.seq) > ({_ENDED}, r.seq)
+# The oldest run that is kept of each task that the batch has runs of: found once for a task, not
+# once for a run. A task without so many runs has none, and keeps them all.
+_OLDEST_KEPT = """
+kept AS MATERIALIZED (
+    SELECT k.task_key, oldest.ended_at, oldest.seq
+    FROM (SELECT DISTINCT task_key FROM old WHERE task_key IS NOT NULL) AS k
+    CROSS JOIN LATERAL (
+        SELECT coalesce(n.finished_at, n.started_at) AS ended_at, n.seq
+        FROM scheduler_runs AS n WHERE n.task_key = k.task_key
         ORDER BY coalesce(n.finished_at, n.started_at) DESC, n.seq DESC
-        LIMIT %(keep_last)s) AS newer) = %(keep_last)s)"""
+        OFFSET %(keep_last)s::bigint - 1 LIMIT 1) AS oldest),"""
+_NOT_KEPT = """
+    WHERE old.task_key IS NULL OR EXISTS (
+        SELECT FROM kept WHERE kept.task_key = old.task_key
+          AND (old.ended_at, old.seq) < (kept.ended_at, kept.seq))"""
 _PRUNE = f"""
 WITH old AS MATERIALIZED (
-    SELECT r.id, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
+    SELECT r.id, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
     WHERE {_ENDED} < %(cutoff)s
       AND ({_ENDED}, r.seq) > (%(ended_at)s::timestamptz, %(seq)s::bigint)
-    ORDER BY {_ENDED}, r.seq LIMIT %(size)s),
-wanted AS MATERIALIZED (
-    SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM old)) {{kept}}),
+    ORDER BY {_ENDED}, r.seq
+    -- the next batch begins after them all: those that somebody gave no seq have no order
+    FETCH FIRST (%(size)s::bigint) ROWS WITH TIES),
+{{oldest_kept}}
+wanted AS MATERIALIZED (SELECT old.id FROM old {{not_kept}}),
 free AS MATERIALIZED (
     SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
       AND {_ENDED} < %(cutoff)s -- it may have got its end since
@@ -63,7 +72,9 @@ SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone),
 
 def prune_statement(keep_last: int) -> str:
     """The statement of a batch; public so that a test can look at its plan."""
-    return _PRUNE.format(kept=_KEPT if keep_last else "")
+    if not keep_last:
+        return _PRUNE.format(oldest_kept="", not_kept="")
+    return _PRUNE.format(oldest_kept=_OLDEST_KEPT, not_kept=_NOT_KEPT)
 
 
 def prune_batch(
@@ -75,6 +86,8 @@ def prune_batch(
     """
     values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        # In another isolation a run that somebody has just changed would be an error.
+        cursor.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}".encode())
         row = cursor.execute(prune_statement(keep_last).encode(), values).fetchone()
     seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
@@ -94,7 +107,8 @@ def begin_pruning(connection: Connection) -> None:
     snapshot, so nothing waits for it.
     """
     connection.prepare_threshold = None
-    connection.execute(b"BEGIN")
+    # Whatever the role's default is: in another isolation the transaction would hold a snapshot.
+    connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
     connection.execute(b"SET LOCAL idle_in_transaction_session_timeout = 0")
     if connection.info.server_version >= 170000:
         connection.execute(b"SET LOCAL transaction_timeout = 0")

@@ -89,5 +89,14 @@ def test_a_batch_to_prune_comes_from_an_index(
     # What was pruned or kept before is not looked at again.
     place = "ROW(COALESCE(finished_at, started_at), seq) > ROW("
     assert place in read[OF_ALL]["Index Cond"]
-    if keep_last:
-        assert place in read[OF_TASK]["Index Cond"]
+
+
+def test_what_is_kept_is_counted_once_for_a_task(connection: psycopg.Connection) -> None:
+    values = {"cutoff": "2100-01-01", **pruning.Place()._asdict(), "size": 1000, "keep_last": 400}
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {pruning.prune_statement(400)}"
+    with connection.transaction(force_rollback=True):
+        row = connection.execute(statement.encode(), values).fetchone()
+    assert row is not None
+    found = [node for node in nodes(row[0][0]["Plan"]) if node.get("Index Name") == OF_TASK]
+    read = sum(node["Actual Rows"] * node["Actual Loops"] for node in found)
+    assert 0 < read <= RUNS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from datahound_storage.errors import (
 from datahound_storage.postgres import pruning as statements
 from datahound_storage.postgres.pool import Database
 from tests.migrations.support import query, value
+from tests.migrations.test_upgrade import wait_for
 
 NOW = datetime.now(UTC)
 CUTOFF = NOW - timedelta(days=30)
+DAY = timedelta(days=1)
 COUNT = "SELECT count(*) FROM scheduler_runs"
 
 
@@ -294,3 +297,33 @@ def test_times_that_python_does_not_have(dal: StorageDAL, migrated_url: str, tim
 def test_no_negative_number_is_kept(dal: StorageDAL) -> None:
     with pytest.raises(InvalidArgumentError, match="keep_last must not be negative, it is -1"):
         dal.purge_task_runs(older_than=CUTOFF, keep_last=-1)
+
+
+def test_runs_that_were_given_no_order_are_all_pruned(dal: StorageDAL, migrated_url: str) -> None:
+    add(migrated_url, 2500, 40)
+    query(migrated_url, "UPDATE scheduler_runs SET seq = NULL, finished_at = %s", [CUTOFF - DAY])
+    add(migrated_url, 5, 35)
+    assert dal.purge_task_runs(older_than=CUTOFF) == 2505
+
+
+def test_a_run_that_gets_its_end_just_then_stays(
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(migrated_url, 2, 40)
+    # Somebody is faster between the choice of the runs and their locks.
+    chosen = "FROM old, pg_advisory_xact_lock_shared(4711) {not_kept}"
+    slow = statements._PRUNE.replace("FROM old {not_kept}", chosen)
+    assert chosen in slow
+    monkeypatch.setattr(statements, "_PRUNE", slow)
+    with (
+        psycopg.connect(migrated_url) as holder,
+        psycopg.connect(migrated_url) as pruner,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        holder.execute("SELECT pg_advisory_xact_lock(4711)")
+        going = pool.submit(statements.prune_batch, pruner, CUTOFF, 0, statements.Place(), 10)
+        wait_for(migrated_url, "SELECT 1 FROM pg_locks WHERE NOT granted")
+        query(migrated_url, "UPDATE scheduler_runs SET finished_at = now() WHERE run_id ~ '-1$'")
+        holder.rollback()
+        assert going.result(30)[:3] == (2, 1, 1)
+    assert names(migrated_url) == ["a-40-1"]

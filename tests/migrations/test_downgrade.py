@@ -12,6 +12,8 @@ from datahound_storage.errors import SchemaError
 from datahound_storage.migrations import SchemaState, downgrade, status, upgrade
 from tests.migrations import support
 from tests.migrations.support import query, value
+from tests.migrations.test_back_and_forth import TRACES
+from tests.migrations.test_live import as_far_as_the_numbering
 
 ROWS = ("scheduler_tasks", "scheduler_runs")
 
@@ -159,3 +161,15 @@ def test_the_locks_of_a_downgrade_are_short(url: str) -> None:
         with pytest.raises(TimeoutError, match="in use by a long transaction"):
             downgrade(url, "0001", lock_wait=0.1)
     assert status(url).found == "0002"
+
+
+def test_an_interrupted_upgrade_leaves_nothing_behind_a_downgrade(database_url: str) -> None:
+    as_far_as_the_numbering(database_url)
+    query(database_url, "INSERT INTO scheduler_tasks (id, task_key, task_type, company,"
+          " config_json, schedule_type, schedule_expr, status)"
+          " VALUES (gen_random_uuid(), 'a', '', '', '{}', '', '', '')")  # fmt: skip
+    assert status(database_url).found == "0001"
+    downgrade(database_url, "base", x=["drop=yes"])
+    assert query(database_url, TRACES) == []
+    upgrade(database_url, x=support.IMPORT_SAMPLE)
+    assert value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40

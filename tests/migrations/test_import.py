@@ -6,9 +6,11 @@ import fcntl
 import io
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from datahound_storage import codec, runs, tasks
@@ -16,6 +18,7 @@ from datahound_storage.errors import InvalidTaskError, SnapshotError
 from datahound_storage.migrations import downgrade, status, upgrade
 from tests.migrations import support
 from tests.migrations.support import HISTORY, SNAPSHOT, query, value
+from tests.migrations.test_upgrade import wait_for
 
 revision = support.load_revision("0003_import_snapshot")
 
@@ -386,3 +389,29 @@ def test_it_waits_for_writers_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             revision.copy_of(tmp_path / "tasks.json")
     with revision.copy_of(tmp_path / "tasks.json") as content:
         assert json.load(content) == [task()]
+
+
+def test_who_adds_a_task_at_the_last_moment_stops_the_import(database_url: str) -> None:
+    upgrade(database_url, "0002")
+    with psycopg.connect(database_url) as late, ThreadPoolExecutor(1) as pool:
+        late.execute("INSERT INTO scheduler_tasks (id, task_key, task_type, company, config_json,"
+                     " schedule_type, schedule_expr, status)"
+                     " VALUES (gen_random_uuid(), 'late', '', '', '{}', '', '', '')")  # fmt: skip
+        going = pool.submit(upgrade, database_url, x=support.IMPORT_SAMPLE)
+        wait_for(database_url, "SELECT 1 FROM pg_locks WHERE NOT granted")
+        late.commit()
+        with pytest.raises(SnapshotError, match="somebody has added tasks"):
+            going.result(30)
+    assert query(database_url, "SELECT task_key FROM scheduler_tasks") == [("late",)]
+    assert value(database_url, "SELECT count(*) FROM scheduler_runs") == 0
+
+
+def test_a_number_of_more_decimals_than_a_numeric_has_comes_in(
+    database_url: str, tmp_path: Path
+) -> None:
+    number = f"1.{'3' * 17_000}"
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([task()]).replace('"interval_minutes": 5', f'"n": {number}'))
+    upgrade(database_url, x=[f"snapshot={path}"])
+    assert value(database_url, "SELECT config_json ->> 'n' FROM scheduler_tasks") == str(4 / 3)
+    assert number in value(database_url, "SELECT task_text FROM scheduler_tasks")

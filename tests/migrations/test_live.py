@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import psycopg
 import pytest
 
-from datahound_storage.migrations import SchemaState, downgrade, upgrade
+from datahound_storage.migrations import SchemaState, SchemaStatus, downgrade, upgrade
 from datahound_storage.migrations.state import revisions
 from tests.migrations import support
 from tests.migrations.support import query, value
+from tests.migrations.test_upgrade import wait_for
 
 revision = support.load_revision("0002_track_changes")
 
@@ -45,29 +47,39 @@ def test_indexes_of_runs_are_made_while_others_work() -> None:
     assert all("CREATE INDEX CONCURRENTLY" in text for text in made)
 
 
-@pytest.mark.parametrize("number", revisions())
-def test_nobody_waits_behind_a_revision_that_waits(old_url: str, number: str) -> None:
+def go(url: str, step: tuple[str, str]) -> SchemaStatus:
+    """One revision up or down."""
+    return (upgrade if step[0] < step[1] else downgrade)(url, step[1])
+
+
+STEPS = list(pairwise(revisions()))
+
+
+@pytest.mark.parametrize("step", [("", revisions()[0]), *STEPS, *((b, a) for a, b in STEPS)])
+def test_nobody_waits_behind_a_revision_that_waits(old_url: str, step: tuple[str, str]) -> None:
     # A transaction that has only looked stops a change of the table; those who come after it must
     # not stand in line behind that change. What waits for a second here waits for two without care.
-    if number != revisions()[0]:
-        upgrade(old_url, revisions()[revisions().index(number) - 1])
+    if step[0]:
+        upgrade(old_url, step[0])
+    there = ", ".join(name for name in support.OUR_TABLES if value(
+        old_url, "SELECT to_regclass(%s) IS NOT NULL", [name]))  # fmt: skip
     with (
         psycopg.connect(old_url) as looker,
         psycopg.connect(old_url, autocommit=True) as bystander,
         ThreadPoolExecutor(1) as pool,
     ):
-        looker.execute("SELECT FROM scheduler_runs, scheduler_tasks")
+        looker.execute(f"SELECT FROM {there}".encode())
         bystander.execute("SET lock_timeout = '1s'")
-        waiting = pool.submit(upgrade, old_url, number)
+        waiting = pool.submit(go, old_url, step)
         for attempt in range(30):
             if waiting.done():
                 break
-            bystander.execute("SELECT count(*) FROM scheduler_runs")
+            bystander.execute(f"SELECT FROM {there} LIMIT 1".encode())
             bystander.execute("UPDATE scheduler_tasks SET status = 'running'")
             bystander.execute(RUN, (f"meanwhile {attempt}", 5))
             time.sleep(0.1)  # the revision comes to its next attempt
         looker.commit()
-        assert waiting.result(60).found == number
+        assert waiting.result(60).found == step[1]
 
 
 def as_far_as_the_numbering(url: str) -> None:
@@ -103,3 +115,19 @@ def test_the_old_indexes_serve_until_there_are_better_ones(old_url: str) -> None
         ("ix_scheduler_runs_ended_at",),
         ("ix_scheduler_runs_task_key_ended_at",),
     ]
+
+
+@pytest.mark.parametrize("target", ["0001", "0002"])
+def test_whoever_vacuums_is_waited_for_until_it_gives_way(old_url: str, target: str) -> None:
+    # An autovacuum ends only for who has waited for a second: the short attempts never have.
+    if target == "0002":
+        upgrade(old_url, "0001")
+    with psycopg.connect(old_url) as vacuum, ThreadPoolExecutor(1) as pool:
+        vacuum.execute("LOCK TABLE scheduler_runs IN SHARE UPDATE EXCLUSIVE MODE")
+        waiting = pool.submit(upgrade, old_url, target)
+        try:
+            wait_for(old_url, "SELECT 1 FROM pg_locks WHERE mode = 'ShareUpdateExclusiveLock'"
+                     " AND NOT granted AND now() - waitstart > '1 s'")  # fmt: skip
+        finally:
+            vacuum.rollback()
+        assert waiting.result(60).found == target

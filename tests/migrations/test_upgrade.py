@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import threading
@@ -178,18 +177,6 @@ def test_a_search_path_without_a_schema_is_told(database_url: str) -> None:
 # ---- Not permitted, not reachable
 
 
-@pytest.fixture
-def role(server: TestServer) -> Iterator[str]:
-    """A role that may log in; its password is its name."""
-    name = "datahound_test_" + secrets.token_hex(8)
-    if not value(server.admin_url, "SELECT rolsuper OR rolcreaterole FROM pg_roles"
-                 " WHERE rolname = current_user"):  # fmt: skip
-        pytest.skip("the user in TEST_POSTGRES may not create roles")
-    query(server.admin_url, f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
-    yield name
-    query(server.admin_url, f"DROP ROLE {name}")
-
-
 def test_a_role_that_may_create_nothing_is_told_whom_to_ask(database_url: str, role: str) -> None:
     query(database_url, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     with pytest.raises(SchemaError) as caught:
@@ -305,13 +292,20 @@ def log_versions(url: str) -> None:
     query(url, LOG_VERSIONS)
 
 
+WAITS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'waits'"
+
+
 def test_a_holder_that_is_killed_frees_the_others(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         # The first revision wants to adopt this table: whoever works on it waits.
         connection.execute("CREATE TABLE scheduler_tasks (id uuid)")
         killed = start(database_url, "-c", BY_API, database_url)
-        wait_for(database_url, HOLDERS)
-        waiting = start(database_url, "-c", BY_API, database_url)
+        holders = wait_for(database_url, HOLDERS)
+        waiting = start(database_url, "-c", BY_API, database_url, PGAPPNAME="waits")
+        # By then it has asked for the lock several times, and has nothing but that connection.
+        wait_for(database_url, f"{WAITS} AND backend_start < now() - interval '1 s'")
+        assert len(query(database_url, WAITS)) == 1
+        assert query(database_url, HOLDERS) == holders
         killed.kill()
         killed.communicate(timeout=30)
         connection.rollback()
@@ -354,7 +348,7 @@ def test_each_revision_has_a_transaction_with_timeouts_of_its_own(database_url: 
     assert [row[0] for row in found] == list(revisions())
     assert len({row[1] for row in found}) == len(revisions())
     # Those that ask for strong locks in short attempts leave their transaction with less.
-    wanted = {name: ("50ms" if name <= "0002" else "2s", "30min") for name in revisions()}
+    wanted = {name: ("2s" if name == "0003" else "50ms", "30min") for name in revisions()}
     assert {row[0]: row[2:] for row in found} == wanted
 
 
@@ -451,6 +445,26 @@ def test_a_waiting_process_finds_it_done(
         assert not waiting.done()
         held.commit()
         assert waiting.result(30).state is SchemaState.CURRENT
+
+
+@pytest.mark.parametrize("breaking", [False, True])
+def test_a_newer_release_that_was_at_work_meanwhile_is_found(
+    database_url: str, held: psycopg.Connection, breaking: bool
+) -> None:
+    held.rollback()
+    upgrade(database_url)
+    query(database_url, "UPDATE datahound_storage_version SET version_num = '0001'")
+    held.execute(f"SELECT pg_advisory_xact_lock({lock_key('public')})".encode())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(upgrade, database_url)
+        time.sleep(0.3)  # it has seen the old revision, and waits
+        support.make_newer(database_url, breaking=breaking)
+        held.commit()
+        if breaking:
+            with pytest.raises(SchemaError, match=r"at revision 9999.* cannot use"):
+                waiting.result(30)
+        else:
+            assert waiting.result(30).state is SchemaState.AHEAD
 
 
 def test_an_upgraded_schema_needs_no_lock(database_url: str) -> None:
@@ -660,7 +674,7 @@ def test_offline_downgrade_refuses_rows(database_url: str) -> None:
     with pytest.raises(psycopg.errors.RaiseException, match="hold rows"):
         support.apply_script(database_url, script_of("downgrade", "head:base", x=[]))
     assert value(database_url, "SELECT count(*) FROM scheduler_tasks") == 40
-    support.apply_script(database_url, script_of("downgrade", "0001:base", x=["drop=yes"]))
+    support.apply_script(database_url, script_of("downgrade", "head:base", x=["drop=yes"]))
     assert support.tables_of(database_url)["columns"] == []
 
 

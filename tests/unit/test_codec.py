@@ -239,3 +239,7 @@ def test_equal_values_of_other_types_or_orders_are_not_the_same(
     assert left == right
     assert not codec.same(left, right)
     assert codec.same(left, left)
+
+
+def test_more_decimals_than_a_numeric_has_are_rounded() -> None:
+    assert codec.for_jsonb(f'{{"n": 1.{"3" * 17_000}}}') == f'{{"n": {4 / 3}}}'
