@@ -187,9 +187,8 @@ class DatabaseStore:
     def _published(self) -> SidecarHeader:
         """What the snapshot shows; an empty header where it is not what its sidecar says."""
         known = sidecar.read(self._paths.sidecar_file)
-        found = atomic.signature(self._paths.tasks_file)
         unpublished = atomic.unpublished(self._paths.tasks_file)
-        stands = known is not None and known.is_published(found, unpublished)
+        stands = known is not None and known.is_published(unpublished)
         return known.header if known is not None and stands else SidecarHeader()
 
     def _notify(self, reason: str, task_keys: tuple[str, ...]) -> None:

@@ -58,7 +58,7 @@ def look_at_files(paths: StatePaths, found: Snapshot | None = None) -> FilesSide
     found = found or snapshot.read(paths.tasks_file)
     known = sidecar.read(paths.sidecar_file)
     unpublished = atomic.unpublished(paths.tasks_file)
-    return FilesSide(found, known and known.settled(found.signature, unpublished), _mark(paths))
+    return FilesSide(found, known and known.settled(unpublished), _mark(paths))
 
 
 def _mark(paths: StatePaths) -> str | None:
@@ -68,7 +68,7 @@ def _mark(paths: StatePaths) -> str | None:
     except OSError:
         return None
     # A copy of the directory has the same sidecar; its lock is another file, or on another host.
-    place = f"{socket.gethostname()}:{lock.st_dev}:{lock.st_ino}"
+    place = f"{socket.gethostname()}:{lock.st_ino}"
     return None if digest is None else blake2b(f"{place} {digest}".encode()).hexdigest()[:40]
 
 

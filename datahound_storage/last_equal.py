@@ -51,7 +51,7 @@ class Base:
         have shown, since then, what is in the database now.
         """
         there_and_back = self.was_removed_since(key) or (
-            self.was_shown_since(key, half, in_database) and not same_half(in_files, in_database)
+            self.was_changed_since(key, half) and not same_half(in_files, in_database)
         )
         return self.had(key, half, in_files) and not there_and_back
 
@@ -68,6 +68,11 @@ class Base:
         """Whether the files have shown this half since, in a version the database may have."""
         versions = self._shown_since.get(key, ())
         return any(v is not None and same_half(v[half], digest) for v in versions)
+
+    def was_changed_since(self, key: str, half: int) -> bool:
+        """Whether the files have shown another version of this half since."""
+        versions = self._shown_since.get(key, ())
+        return any(v is not None and not self.had(key, half, v[half]) for v in versions)
 
     def was_removed_since(self, key: str) -> bool:
         """Whether the files have lacked the task since, as the database perhaps did as well."""

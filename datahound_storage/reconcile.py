@@ -167,7 +167,11 @@ class Meeting:
         hashes = (hashes_of(files.task), hashes_of(database.task))
         if self._stands_exactly(key, *hashes):
             return
-        if self.base is not None and self.base.had_exactly(key, hashes[1]):
+        if (
+            self.base is not None
+            and self.base.had_exactly(key, hashes[1])
+            and not self.base.was_shown_since(key, OPERATOR, hashes[0][OPERATOR])
+        ):
             plan.write.append(prepared_of(files))
             return
         if (

@@ -105,8 +105,7 @@ class StandingSnapshot:
         """Write down which snapshot stands, before what tells it is overwritten."""
         unpublished = atomic.unpublished(self._paths.tasks_file)
         if unpublished is not None:
-            found = atomic.signature(self._paths.tasks_file)
-            sidecar.settle(self._paths.sidecar_file, found, unpublished)
+            sidecar.settle(self._paths.sidecar_file, unpublished)
 
     def _header_of(self, view: TaskView, made: atomic.Signature, content: bytes) -> SidecarHeader:
         state, old = view.state, self._found or self._signature

@@ -69,12 +69,17 @@ def all_once(decide: Decide) -> Decide:
     made: list[BulkChange] = []
 
     def decide_once(texts: list[TaskText]) -> BulkChange:
-        if made and _is_done(made[-1], texts):
+        if made and _does_something(made[-1]) and _is_done(made[-1], texts):
             return BulkChange([], [])
         made.append(decide(texts))
         return made[-1]
 
     return decide_once
+
+
+def _does_something(change: BulkChange) -> bool:
+    # What only keeps a conflict is not done as long as nobody knows that it was committed.
+    return bool(change.write or change.delete or change.order is not None)
 
 
 def _is_done(change: BulkChange, texts: list[TaskText]) -> bool:

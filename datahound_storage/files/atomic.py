@@ -67,12 +67,13 @@ def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def unpublished(path: Path) -> int | None:
-    """The inode of what a crash left between `prepare` and `publish`; None: nothing was left."""
+def unpublished(path: Path) -> Signature | None:
+    """The signature of what a crash left between `prepare` and `publish`, None if nothing."""
     try:
-        return os.lstat(_temporary(path)).st_ino
+        status = os.lstat(_temporary(path))
     except OSError:
         return None
+    return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def publish(path: Path) -> None:

@@ -196,7 +196,7 @@ class FileStore:
             # What loses is kept first: a crash in between has it once too often, not never.
             conflicts.append(self._paths.conflicts_file, lost)
             unpublished = atomic.unpublished(self._paths.tasks_file)
-            sidecar.settle(self._paths.sidecar_file, found.signature, unpublished)
+            sidecar.settle(self._paths.sidecar_file, unpublished)
             atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
             if self._is_redoing:
                 changed = (key for key in before | texts if before.get(key) != texts.get(key))

@@ -67,24 +67,25 @@ class Sidecar:
     previous: dict[str, Hashes | None] = field(default_factory=dict)
     shown_since: dict[str, list[Hashes | None]] = field(default_factory=dict)
 
-    def settled(self, signature: tuple[int, int, int] | None, unpublished: int | None) -> Sidecar:
+    def settled(self, unpublished: atomic.Signature | None) -> Sidecar:
         """Without `previous`, as one of the two snapshots stands, or stood when it was changed.
 
         After a crash the old one stands beside this sidecar, and the new one, `unpublished`, beside
         both: whoever then changes or replaces the old one has not seen what the new one was to
         show. Without that the new one was published, and who changed it has seen it.
         """
-        if self.is_published(signature, unpublished):
+        if self.is_published(unpublished):
             return replace(self, previous={})
         older = {**self.tasks, **self.previous}
         tasks = {key: hashes for key, hashes in older.items() if hashes is not None}
-        return replace(self, tasks=tasks, previous={})
+        # No file is the one that the rest of the header speaks of.
+        return replace(self, header=replace(self.header, file=None), tasks=tasks, previous={})
 
-    def is_published(self, signature: tuple[int, int, int] | None, unpublished: int | None) -> bool:
+    def is_published(self, unpublished: atomic.Signature | None) -> bool:
         """Whether the snapshot shows what this says, or did before somebody changed it."""
         file = self.header.file
-        inode = signature[0] if signature is not None else None
-        return file is None or inode == file[0] or unpublished != file[0]
+        # Not by the inode: a copy has another one, and another file may have got that.
+        return file is None or unpublished is None or unpublished[1:] != tuple(file[1:])
 
 
 _WATERMARK = re.compile(r"(\d+:\d+:[\d,]*)?")
@@ -128,17 +129,15 @@ def encode(
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
 
 
-def settle(path: Path, signature: tuple[int, int, int] | None, unpublished: int | None) -> None:
-    """Write down which snapshot is about to be changed: its successor has another inode.
+def settle(path: Path, unpublished: atomic.Signature | None) -> None:
+    """Write down which snapshot is about to be changed, before what tells it is overwritten.
 
     Callers hold the file lock. Raises FileStoreError.
     """
     known = read(path)
     if known is None or not known.previous:
         return
-    settled = known.settled(signature, unpublished)
-    if settled is not known:
-        _rewrite(path, settled)
+    _rewrite(path, known.settled(unpublished))
 
 
 def note_shown(path: Path, texts: Mapping[str, str | None]) -> None:
@@ -171,8 +170,10 @@ def header_digest(path: Path) -> str | None:
     found = content(path)
     try:
         value = orjson.loads(found or b"")
-        told = {name: value[name] for name in SidecarHeader.__dataclass_fields__}
-    except (orjson.JSONDecodeError, TypeError, KeyError):
+        # Settling it takes the file away.
+        names = sorted(SidecarHeader.__dataclass_fields__.keys() - {"file"})
+        told = [value["after"], *(value.get(name) for name in names)]
+    except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
         return None
     return blake2b(orjson.dumps(told), digest_size=16).hexdigest()
 

@@ -11,16 +11,16 @@ _MOST_MARKS = 16
 _MOST_TOKENS = 32
 
 _REMEMBER = f"""
-UPDATE scheduler_storage SET carried_over = jsonb_build_object(%(mark)s::text, %(text)s::text) || (
-    SELECT CASE WHEN count(*) < {_MOST_MARKS} THEN others ELSE '{{}}' END
-    FROM (SELECT carried_over - %(mark)s::text) AS o (others), jsonb_object_keys(others)
-    GROUP BY others
-    UNION ALL SELECT '{{}}' LIMIT 1)"""
+UPDATE scheduler_storage SET carried_over = coalesce(kept.others, '{{}}') || jsonb_build_object(
+    %(mark)s::text, jsonb_build_array(extract(epoch FROM clock_timestamp()), %(text)s::text))
+FROM (SELECT jsonb_object_agg(key, value) AS others FROM (
+    SELECT key, value FROM scheduler_storage, jsonb_each(carried_over - %(mark)s::text)
+    ORDER BY value -> 0 DESC NULLS LAST LIMIT {_MOST_MARKS - 1}) AS newest) AS kept"""
 
 
 def carried_over(connection: DeadlineConnection, mark: str) -> str | None:
     """What a meeting with the files of this mark has carried over, None where that is not kept."""
-    query = "SELECT carried_over ->> %s FROM scheduler_storage"
+    query = "SELECT carried_over -> %s ->> 1 FROM scheduler_storage"
     row = connection.execute(query, (mark,)).fetchone()
     return row[0] if row else None
 

@@ -31,14 +31,9 @@ def keys(persistence: SchedulerPersistence) -> list[str]:
     return [task["task_id"] for task in persistence.load_tasks()]
 
 
-def test_a_peer_that_is_killed_between_sidecar_and_snapshot_has_shown_nothing(
-    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
-) -> None:
-    here = opened(base, url=proxy.url, settings=impatient())
-    fill(here)
-    peer = opened(base, url=as_another(migrated_url, "peer"))
-    with no_room_for_snapshots():
-        assert here.add_task(secret_task("c"))
+@contextmanager
+def killed_before_the_snapshot() -> Iterator[None]:
+    """A process dies when it has written the sidecar."""
     really_publish = atomic.publish
 
     def publish(path: Path) -> None:
@@ -49,7 +44,37 @@ def test_a_peer_that_is_killed_between_sidecar_and_snapshot_has_shown_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "publish", publish)
         with pytest.raises(Killed):
-            peer.load_tasks()
+            yield
+
+
+def test_a_process_on_the_files_does_not_make_its_sidecar_true(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """It writes a snapshot of its own, beside the sidecar of the peer that was killed."""
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    peer = opened(base, url=as_another(migrated_url, "peer"))
+    on_files = opened(base)
+    with no_room_for_snapshots():
+        assert here.add_task(secret_task("c"))
+    with killed_before_the_snapshot():
+        peer.load_tasks()
+    assert on_files.update_task({**on_files.get_task("a"), "name": "changed"})
+    proxy.refuse()
+    assert keys(here) == ["a", "b", "c"]
+    assert here.get_task("a")["name"] == "changed"
+
+
+def test_a_peer_that_is_killed_between_sidecar_and_snapshot_has_shown_nothing(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    peer = opened(base, url=as_another(migrated_url, "peer"))
+    with no_room_for_snapshots():
+        assert here.add_task(secret_task("c"))
+    with killed_before_the_snapshot():
+        peer.load_tasks()
     proxy.refuse()
     assert keys(here) == ["a", "b", "c"]
     assert here.health().store == "files"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import psycopg
 import pytest
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.dal import StorageDAL
+from datahound_storage.files.paths import StatePaths
 from tests.fault.fix_faults import fill, impatient, secret_task
 from tests.fault.proxy import Proxy
+from tests.fault.standby import value
 from tests.fault.test_lost_answers import no_room_for_snapshots
 from tests.fix_persistence import MakePersistence, as_another
 from tests.scheduler import OldCode
@@ -116,3 +121,77 @@ def test_a_run_counts_once_where_a_peer_shows_it_already(
     assert (proxy.has_lost, here.health().store) == (True, "files")
     assert here.get_task("a")["run_count"] == 1
     assert peer.load_tasks()[0]["run_count"] == 1
+
+
+@contextmanager
+def first_attempt_fails(url: str, then: Callable[[], None] | None) -> Iterator[None]:
+    """The session of the first bulk change ends before its commit."""
+    really_apply, done = StorageDAL.apply, []
+
+    def apply(dal: StorageDAL, connection: Any, change: Any) -> None:
+        really_apply(dal, connection, change)
+        if not done:
+            done.append(True)
+            value(url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+            if then is not None:
+                then()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StorageDAL, "apply", apply)
+        yield
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_what_only_keeps_a_conflict_is_done_again(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy, outage: bool
+) -> None:
+    """A list with an edit of a task that somebody deleted meanwhile; it changes nothing else."""
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    ui = opened(base, url=as_another(migrated_url, "ui"))
+    tasks = here.load_tasks()
+    assert ui.delete_task("a")
+    tasks[0]["name"] = "edited"
+    with first_attempt_fails(migrated_url, proxy.refuse if outage else None):
+        assert here.save_tasks(tasks)
+    in_file = StatePaths.below(base / "data").conflicts_file
+    kept = in_file.read_text() if outage else json.dumps(names_kept(migrated_url))
+    assert '"a"' in kept
+
+
+def test_taken_back_in_the_files_beside_another_edit_it_is_kept(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """Paused, active again, and given another name in the database: two changes of one half."""
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    there = opened(base.parent / "elsewhere", url=migrated_url)
+    proxy.lose_answer("UPDATE", then=proxy.refuse)
+    for status in ("paused", "active"):
+        assert here.update_task({**here.get_task("a"), "status": status})
+    assert there.update_task({**there.get_task("a"), "name": "there"})
+    here.close()
+    here = opened(base, url=migrated_url)
+    assert [kept[:2] for kept in names_kept(migrated_url)] == [("a", "operator")]
+
+
+def test_taken_back_exactly_in_the_database_it_is_kept(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """By old code on another host, which writes its list from before."""
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    there, old = (
+        opened(base.parent / "elsewhere", url=migrated_url),
+        OldCode(base.parent / "elsewhere"),
+    )
+    before = old.load()
+    proxy.lose_answer("UPDATE", then=proxy.refuse)
+    assert here.update_task({**here.get_task("a"), "status": "paused"})
+    there.load_tasks()
+    old.save(before)
+    assert there.load_tasks() == before
+    here.close()
+    here = opened(base, url=migrated_url)
+    assert here.get_task("a")["status"] == "paused"
+    assert names_kept(migrated_url) == [("a", "operator", "files")]

@@ -378,7 +378,8 @@ def test_what_is_not_understood_stops_nothing(hosts: Hosts, migrated_url: str, t
         hosts.here.load_tasks()
     with psycopg.connect(migrated_url) as connection:
         statement = (
-            "SELECT jsonb_object_agg(key, %s::text) FROM jsonb_object_keys(carried_over) key"
+            "SELECT jsonb_object_agg(key, jsonb_build_array(1, %s::text))"
+            " FROM jsonb_object_keys(carried_over) AS key"
         )
         connection.execute(f"UPDATE scheduler_storage SET carried_over = ({statement})", [text])
     hosts.restart()
@@ -390,12 +391,12 @@ def test_what_nobody_comes_back_for_does_not_grow(hosts: Hosts, migrated_url: st
     with psycopg.connect(migrated_url) as connection:
         connection.execute(
             "UPDATE scheduler_storage SET carried_over ="
-            " (SELECT jsonb_object_agg(n, '') FROM generate_series(1, 1000) AS n)"
+            " (SELECT jsonb_object_agg(n, '[]'::jsonb) FROM generate_series(1, 1000) AS n)"
         )
     hosts.edit(paused)
     with no_room_for_snapshots():
         hosts.here.load_tasks()
-    assert value(migrated_url, _KEPT) == 1
+    assert value(migrated_url, _KEPT) == 16
     hosts.set_there(status="active")
     assert statuses(hosts.here.load_tasks())["a"] == "active"
 
@@ -423,3 +424,36 @@ def kill_at_the_snapshot(publish: Callable[[Path], None]) -> Callable[[Path], No
         publish(path)
 
     return publish_or_die
+
+
+def test_a_copy_of_the_directory_is_as_the_crash_left_it(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    """Another host's task was to be shown; in the copy all files have other inodes."""
+    here = opened(base, url=as_another(migrated_url, "killed"))
+    fill(here)
+    there = opened(base.parent / "elsewhere", url=migrated_url)
+    assert there.add_task(secret_task("c"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "publish", kill_at_the_snapshot(atomic.publish))
+        with pytest.raises(Killed):
+            here.load_tasks()
+    copy = base.parent / "copy"
+    shutil.copytree(base, copy)
+    here = opened(copy, url=migrated_url)
+    assert list(statuses(here.load_tasks())) == ["a", "b", "c"]
+
+
+def test_the_newest_memories_stay(hosts: Hosts, migrated_url: str) -> None:
+    with psycopg.connect(migrated_url) as connection:
+        connection.execute(
+            "UPDATE scheduler_storage SET carried_over = (SELECT jsonb_object_agg("
+            "'m' || n, jsonb_build_array(n, 'x')) FROM generate_series(1, 15) AS n)"
+        )
+    hosts.edit(paused)
+    with no_room_for_snapshots():
+        hosts.here.load_tasks()
+    hosts.edit_there(lambda tasks: [*tasks, secret_task("c")])
+    hosts.set_there(status="active")
+    assert statuses(hosts.here.load_tasks())["a"] == "active"
+    assert value(migrated_url, _KEPT) == 14

@@ -8,6 +8,7 @@ import pytest
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import sidecar
+from datahound_storage.files.atomic import Signature
 from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.halves import hashes_of
 
@@ -161,27 +162,41 @@ def test_without_a_sidecar_none_is_made(path: Path) -> None:
     assert not path.exists()
 
 
-NEW, OLD, OTHER = 11, 12, 13
-
-
 @pytest.mark.parametrize(
-    ("inode", "unpublished", "stands"),
+    ("unpublished", "stands"),
     [
-        (NEW, None, "new"),
-        (NEW, OTHER, "new"),
-        (OLD, NEW, "old"),
-        (OTHER, NEW, "old"),
-        (None, NEW, "old"),
-        (OTHER, None, "new"),
-        (OLD, None, "new"),
+        (None, "new"),
+        (Signature(11, 7, 3), "old"),
+        (Signature(12, 7, 3), "old"),  # in a copy of the directory
+        (Signature(11, 7, 4), "new"),  # of a later attempt, before its sidecar
+        (Signature(11, 8, 3), "new"),
     ],
 )
 def test_which_snapshot_stands_is_told_by_what_was_not_published(
-    inode: int | None, unpublished: int | None, stands: str
+    unpublished: Signature | None, stands: str
 ) -> None:
-    """The old one's number may belong to another file by now; the new one beside it tells."""
-    header = replace(HEADER, file=(NEW, 1, 1), replaced=(OLD, 1, 1))
+    header = replace(HEADER, file=(11, 7, 3), replaced=(12, 1, 1))
     known = Sidecar(header, {"a": ("1", "2"), "b": ("3", "4")}, {"a": ("5", "6"), "b": None})
-    settled = known.settled(inode and (inode, 1, 1), unpublished)
+    settled = known.settled(unpublished)
     assert settled.tasks == (known.tasks if stands == "new" else {"a": ("5", "6")})
+    assert settled.header.file == (header.file if stands == "new" else None)
     assert settled.previous == {}
+
+
+def test_its_digest_stays_when_it_is_settled(path: Path) -> None:
+    header = replace(HEADER, file=(11, 7, 3))
+    path.write_bytes(sidecar.encode(header, [], {"a": ("5", "6")}))
+    before = sidecar.header_digest(path)
+    sidecar.settle(path, Signature(11, 7, 3))
+    assert (sidecar.header_digest(path), before is None) == (before, False)
+    found = sidecar.read(path)
+    assert found is not None
+    assert (found.tasks, found.header.file) == ({"a": ("5", "6")}, None)
+
+
+def test_a_header_that_lacks_a_newer_field_has_a_digest(path: Path) -> None:
+    value = json.loads(encoded())
+    value.pop("replaced")
+    path.write_text(json.dumps(value))
+    assert sidecar.read(path) is not None
+    assert sidecar.header_digest(path) is not None
