@@ -93,7 +93,9 @@ class StandingSnapshot:
             encoded = sidecar.encode(header, view.sidecar_lines(), previous)
             atomic.replace(self._paths.sidecar_file, encoded)
         except FileStoreError:
-            atomic.discard(self._paths.tasks_file)
+            # The name may have been replaced before the disk refused to keep it.
+            if sidecar.content(self._paths.sidecar_file) == before:
+                atomic.discard(self._paths.tasks_file)
             raise
         self.stale = True
         self._publish(made, before)

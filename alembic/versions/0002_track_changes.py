@@ -408,6 +408,8 @@ BEGIN
         done := false;
         WHILE NOT done LOOP
             BEGIN
+                -- What a crash of the server forgets is numbered again.
+                SET LOCAL synchronous_commit = off;
                 SET LOCAL lock_timeout = '50ms';
                 PERFORM pg_advisory_xact_lock(turn);
                 IF EXISTS (

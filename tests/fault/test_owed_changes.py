@@ -12,6 +12,7 @@ import pytest
 
 from datahound_storage import SchedulerPersistence
 from datahound_storage.dal import StorageDAL
+from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.testing import EmbeddedServer
@@ -63,6 +64,31 @@ def test_a_process_on_the_files_does_not_make_its_sidecar_true(
     proxy.refuse()
     assert keys(here) == ["a", "b", "c"]
     assert here.get_task("a")["name"] == "changed"
+
+
+def test_a_sidecar_whose_name_the_disk_does_not_keep_has_shown_nothing(
+    opened: MakePersistence, base: Path, migrated_url: str, proxy: Proxy
+) -> None:
+    """It stands there all the same, and the snapshot that it speaks of was never published."""
+    here = opened(base, url=proxy.url, settings=impatient())
+    fill(here)
+    really_replace = atomic.replace
+
+    def replace(path: Path, content: bytes) -> atomic.Signature:
+        made = really_replace(path, content)
+        if path.name.endswith(".state.json"):
+            raise FileStoreError("cannot sync the directory")
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "replace", replace)
+        assert here.add_task(secret_task("c"))
+    proxy.refuse()
+    assert keys(here) == ["a", "b", "c"]
+    assert here.health().store == "files"
+    here.close()
+    here = opened(base, url=migrated_url)
+    assert keys(here) == ["a", "b", "c"]
 
 
 def test_a_peer_that_is_killed_between_sidecar_and_snapshot_has_shown_nothing(
