@@ -28,7 +28,7 @@ test: install ## the whole suite on a real Postgres (TEST_POSTGRES=auto|containe
 soak: install ## the model of tests/property with SOAK_EXAMPLES (10000) random examples
 	@SOAK_EXAMPLES=$(SOAK_EXAMPLES) $(BIN)/python -m pytest -q -s --show-capture=no tests/property/test_model.py
 
-scaling: install ## measure what docs/scaling.md says (10 minutes; SCALING_ARGS="--runs 100000")
+scaling: install ## measure what docs/scaling.md says (12 minutes; SCALING_ARGS="--runs 100000")
 	@$(BIN)/python -m benchmarks.scaling $(SCALING_ARGS)
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions

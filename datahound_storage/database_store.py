@@ -60,7 +60,12 @@ _MOST_OWED = 10_000
 
 
 class CommittedError(DatabaseError):
-    """The change is kept, then the database failed; `settle` lets the files show it."""
+    """The change is kept, then the database failed; `settle` lets the files show it.
+
+    `runs`: how many runs are in the history file and not in the table.
+    """
+
+    runs = 0
 
 
 class DatabaseStore:
@@ -217,7 +222,9 @@ class DatabaseStore:
         except DatabaseError as error:
             if not (appended and self._try_files(self._files.sync_history)):
                 raise  # the files take over, and append it again under the same id
-            raise CommittedError(str(error)) from error
+            committed = CommittedError(str(error))
+            committed.runs = 1
+            raise committed from error
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
         """The newest `limit` entries (of one task), newest first."""

@@ -142,6 +142,7 @@ class StoreSwitch:
                 continue  # the database serves again
             except CommittedError as error:
                 self._fall_back(store, error)
+                self._files.runs_logged += error.runs
                 result = committed
             except DatabaseError as error:
                 self._fall_back(store, error)

@@ -373,7 +373,7 @@ _RUNS = (
     """,
 )
 
-# Old rows get numbers up to 0, before all that are inserted meanwhile, 500 in a transaction:
+# Old rows get numbers up to 0, before all that are inserted meanwhile, 200 in a transaction:
 # whoever changes one of them waits for a moment only, and the pauses leave the disk to others. The
 # trigger fills their other duration. An interrupted run has given the lowest numbers: the next one
 # continues after them.
@@ -402,14 +402,13 @@ BEGIN
             SELECT id, count(*) OVER () AS total,
                    row_number() OVER (ORDER BY coalesce(finished_at, started_at), id) AS n
             FROM scheduler_runs WHERE seq IS NULL
-        ) AS numbered GROUP BY (n - 1) / 500 ORDER BY (n - 1) / 500
+        ) AS numbered GROUP BY (n - 1) / 200 ORDER BY (n - 1) / 200
     LOOP
         started := clock_timestamp();
         done := false;
         WHILE NOT done LOOP
             BEGIN
                 -- What a crash of the server forgets is numbered again.
-                SET LOCAL synchronous_commit = off;
                 SET LOCAL lock_timeout = '50ms';
                 PERFORM pg_advisory_xact_lock(turn);
                 IF EXISTS (
@@ -432,7 +431,7 @@ BEGIN
             END;
             COMMIT;
             SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-            PERFORM pg_sleep(CASE WHEN done THEN 0.005 ELSE 0.1 END);
+            PERFORM pg_sleep(CASE WHEN done THEN 0.008 ELSE 0.1 END);
         END LOOP;
     END LOOP;
 END

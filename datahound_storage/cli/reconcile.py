@@ -149,6 +149,9 @@ def _emptied(found: Preview, dry_run: bool) -> str:
     number = counted(len(found.deleted_in_database), "task")
     tense = "would be" if dry_run else "were"
     text = f"ALL {number} of the database {tense} deleted, as none of them is in the files"
+    if len(found.deleted_in_database) == 1:
+        tense = "would be" if dry_run else "was"
+        text = f"the only task of the database {tense} deleted, as it is not in the files"
     if len(found.lost) < len(found.deleted_in_database):
         return text
     return f"{text}; to bring them back: `datahound-storage conflicts --restore ID ...`"

@@ -151,3 +151,16 @@ def test_what_was_acknowledged_is_in_the_files_when_the_server_freezes(
         assert all(one.result() for one in added)
     told.fallen_back(persistence)
     assert {task["task_id"] for task in persistence.load_tasks()} == {"a", "b", *keys}
+
+
+def test_the_run_that_finds_the_database_gone_waits_too(
+    opened: MakePersistence, base: Path, migrated_url: str
+) -> None:
+    with Proxy(migrated_url) as proxy:
+        persistence = opened(base, url=proxy.url, settings=impatient())
+        persistence.log_task_execution("a", True, "in the table")
+        proxy.refuse()
+        for number in range(2):
+            persistence.log_task_execution("a", True, f"run {number}")
+            assert persistence.health().waiting_runs == number + 1
+        persistence.close()

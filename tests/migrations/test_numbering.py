@@ -109,7 +109,7 @@ def test_whoever_wants_another_run_does_not_wait_for_the_one_that_is_held(
         bystander.execute("SET lock_timeout = '1s'")
         bystander.execute(
             "UPDATE scheduler_runs SET message = 'changed' WHERE id IN ("
-            f"({HELD} OFFSET 500 LIMIT 200) UNION ({HELD} OFFSET 701 LIMIT 299))".encode()
+            f"({HELD} OFFSET 600 LIMIT 100) UNION ({HELD} OFFSET 701 LIMIT 99))".encode()
         )
         assert not waiting.done()
         holder.rollback()
@@ -123,7 +123,7 @@ def test_a_run_is_not_waited_for_for_ever(
     monkeypatch.setattr(environment, "LOCK_TIMEOUT_ALONE", "300ms")
     with pytest.raises(LockTimeoutError, match="in use by a long transaction"):
         upgrade(url, lock_wait=0.0)
-    assert value(url, "SELECT count(*) FROM scheduler_runs WHERE seq IS NOT NULL") == 500
+    assert value(url, "SELECT count(*) FROM scheduler_runs WHERE seq IS NOT NULL") == 600
     holder.rollback()
     assert upgrade(url).state is SchemaState.CURRENT
     assert query(url, IN_ORDER) == [(10002, 10002, True, True)]
