@@ -54,8 +54,10 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> str | 
     made: list[BulkChange] = []
 
     def decide(changes: Changes) -> BulkChange:
-        plans.append(plan_meeting(side, changes, dal, paths, keep))
-        made.append(plans[-1].change._replace(carried_over=_to_remember(side, changes, dal)))
+        carried = carried_before(side, dal)
+        plans.append(plan_meeting(side, changes, carried, dal, paths, keep))
+        kept = _to_remember(side, changes, is_known=carried is not None)
+        made.append(plans[-1].change._replace(carried_over=kept))
         return made[-1]
 
     dal.change_all(decide, min(_PATIENCE, dal.database.timeout))
@@ -83,10 +85,12 @@ def _report(plan: Plan, paths: StatePaths) -> None:
 
 
 def _to_remember(
-    side: FilesSide, changes: Changes, dal: StorageDAL
+    side: FilesSide, changes: Changes, *, is_known: bool
 ) -> tuple[str, str | None] | None:
-    """What the database is to keep of a meeting until the snapshot was written; None: as it is."""
-    is_known = _carried(side, dal) is not None
+    """What the database is to keep of a meeting until the snapshot was written; None: as it is.
+
+    `is_known`: it keeps something of an earlier one.
+    """
     if side.mark is None or (side.is_as_written_for(changes) and not is_known):
         return None
     known = side.sidecar if side.is_of(changes) else None
@@ -98,19 +102,20 @@ def _to_remember(
     return side.mark, carried.encode()
 
 
-def _carried(side: FilesSide, dal: StorageDAL) -> CarriedOver | None:
+def carried_before(side: FilesSide, dal: StorageDAL) -> CarriedOver | None:
+    """What an earlier meeting has carried over, which these files do not show yet."""
     return None if side.mark is None else CarriedOver.decode(dal.carried_over(side.mark))
 
 
 def plan_meeting(
     side: FilesSide,
     changes: Changes,
+    carried: CarriedOver | None,
     dal: StorageDAL,
     paths: StatePaths,
     keep: Keep | None = None,
 ) -> Plan:
     """What is to be done to the database. Raises DivergedError, SnapshotError."""
-    carried = _carried(side, dal)
     if keep is None:
         if carried is None or side.is_of(changes):
             # Otherwise a meeting with this database is remembered.

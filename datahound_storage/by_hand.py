@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 
-from datahound_storage.attach import Keep, plan_meeting
+from datahound_storage.attach import Keep, carried_before, plan_meeting
 from datahound_storage.backup import SnapshotBackup
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files import history
@@ -89,7 +89,8 @@ class Sides:
 
     def preview(self, keep: Keep | None = None) -> Preview:
         """What a meeting would do. Raises DivergedError where a choice is needed, SnapshotError."""
-        plan = plan_meeting(self._files, self._changes, self._dal, self._paths, keep)
+        carried = carried_before(self._files, self._dal)
+        plan = plan_meeting(self._files, self._changes, carried, self._dal, self._paths, keep)
         files, after = self._in_files, _carried_out(plan, self._in_database)
         to_database, to_files, pruned = self._runs
         return Preview(

@@ -38,8 +38,6 @@ FIELD_ORDER = (
     "created_at",
     "updated_at",
 )
-
-
 CONFIG_ORDER = (
     "task_type",
     "company",

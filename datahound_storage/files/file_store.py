@@ -13,7 +13,7 @@ from datahound_storage.files import atomic, conflicts, history, sidecar, snapsho
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
-from datahound_storage.halves import hashes_of
+from datahound_storage.halves import hashes_of, same_half
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
 from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, TaskChange, TaskText
@@ -220,7 +220,8 @@ class FileStore:
 
 
 def _is_edited(text: str, seen: str) -> bool:
-    return hashes_of(decode(text))[0] != hashes_of(decode(seen))[0]
+    """Whether the operator's half is another one."""
+    return not same_half(hashes_of(decode(text))[0], hashes_of(decode(seen))[0])
 
 
 def _apply(wanted: BulkChange, texts: Texts) -> bool:

@@ -184,8 +184,8 @@ def set_aside(path: Path) -> Path:
     Durable when it returns. The file is linked or copied, not moved, so that its own name is never
     missing. Once for each file, however often it is met.
     """
-    for known in path.parent.glob(f"{path.name}.damaged-*"):
-        with suppress(OSError):
+    for known in kept_aside(path):
+        with suppress(OSError):  # somebody removes it just now
             if known.samefile(path):
                 return known
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
