@@ -7,6 +7,7 @@ surrogates all together. orjson serves where it gives the same values as `json`,
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -67,12 +68,27 @@ def _encode_fast(task: Task) -> str | None:
         encoded = orjson.dumps(task, option=orjson.OPT_INDENT_2 | PLAIN)
         # Reading it back is the proof that nothing was turned into something else (NaN into
         # null, a UUID or an enumeration into a string).
-        if not encoded.isascii() or orjson.loads(encoded) != task:
+        if orjson.loads(encoded) != task:
             return None
     except (orjson.JSONEncodeError, orjson.JSONDecodeError, RecursionError):
         return None
-    text = encoded.decode("ascii")
+    text = encoded.decode()
+    if not text.isascii():
+        text = text.encode("ascii", _ESCAPED).decode()
     return None if _is_spelled_otherwise(encoded, text) else text
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Letters that ASCII has not, as `json` spells them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be")
+    pairs = zip(units[::2], units[1::2], strict=True)
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in pairs), error.end
+
+
+_ESCAPED = "datahound_storage.escaped"
+codecs.register_error(_ESCAPED, _escape)
 
 
 def _is_spelled_otherwise(encoded: bytes, text: str) -> bool:

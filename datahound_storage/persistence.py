@@ -242,8 +242,7 @@ class SchedulerPersistence:
             self._bases.deleted(key)
         for task, submitted in pairs:
             key = submitted["task_id"]
-            text = self._adapter.text_of(submitted)
-            self._bases.submitted(task, key, text, known=key in bases)
+            self._bases.submitted(task, key, decide.text_of(key), known=key in bases)
         self._listed.keys = set(decide.wanted)
         return True
 

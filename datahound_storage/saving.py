@@ -73,24 +73,34 @@ class TaskAdapter:
             return True
         return False
 
-    def prepare(self, submitted: Task, stored: str | None = None) -> PreparedTask:
-        """A task ready to be stored; keys that the caller's class drops come from `stored`."""
+    def prepare(
+        self, submitted: Task, stored: str | None = None, text: str | None = None
+    ) -> PreparedTask:
+        """A task ready to be stored; keys that the caller's class drops come from `stored`.
+
+        `text` is that of `submitted`, where it is encoded already.
+        """
         if stored is None:
             check_status(submitted)
-            return PreparedTask(columns_of(submitted), encode(submitted))
+            return PreparedTask(columns_of(submitted), text or encode(submitted))
         known = decode(stored)
         check_status(submitted, known)
-        task = _keep(known, self._seen_of(known), submitted)
-        text = _encode(task, known)
+        task, seen = submitted, self._seen_of(known)
+        if seen is not known:
+            task = _keep(known, seen, submitted)
+        if task is not submitted or text is None:
+            text = _encode(task, known)
         # An unchanged task keeps its text, and with it the spelling of its numbers.
         return PreparedTask(columns_of(task), stored if same(task, known) else text)
 
-    def change(self, submitted: Task, stored: str, base: str | None) -> TaskChange:
+    def change(
+        self, submitted: Task, stored: str, base: str | None, text: str | None = None
+    ) -> TaskChange:
         """What a caller's update makes of the stored task.
 
         `base` is the version that the caller's object showed; without one the task is replaced.
         """
-        prepared = self.prepare(submitted, stored)
+        prepared = self.prepare(submitted, stored, text)
         if base is None or base == stored:
             return TaskChange(prepared)
         merged = merge(self._shown(base), submitted, self._shown(stored))
@@ -100,10 +110,15 @@ class TaskAdapter:
 
     def text_of(self, submitted: Task) -> str:
         """The text of what a caller's object shows."""
+        # What a file of the old code held may stay.
+        return self.strict_text_of(submitted) or encode_lenient(submitted)
+
+    def strict_text_of(self, submitted: Task) -> str | None:
+        """As `text_of`; None for what may not be stored anew."""
         try:
             return encode(submitted)
         except InvalidTaskError:
-            return encode_lenient(submitted)  # what a file of the old code held may stay
+            return None
 
     def is_edited(self, submitted: Task, base: str) -> bool:
         """Whether a caller changed the operator's half of the version that its object showed."""
@@ -184,6 +199,7 @@ class WholeState:
         self._listed = listed
         self._bases = bases or {}
         self.wanted: dict[str, Task] = {}
+        self._texts: dict[str, str | None] = {}
         self._lost: list[Conflict] = []
         self.deleted: list[str] = []
         for task in submitted:
@@ -192,6 +208,11 @@ class WholeState:
                     f"task_id {task['task_id'][:80]!r} is twice in the list; nothing was saved."
                 )
             self.wanted[task["task_id"]] = task
+            self._texts[task["task_id"]] = adapter.strict_text_of(task)
+
+    def text_of(self, task_key: str) -> str:
+        """The text of what was submitted."""
+        return self._texts[task_key] or self._adapter.text_of(self.wanted[task_key])
 
     def __call__(self, present: list[TaskText]) -> BulkChange:
         """The change to be made to the present tasks."""
@@ -212,9 +233,9 @@ class WholeState:
         for key, task in self.wanted.items():
             base = self._bases.get(key)
             if key in stored:
-                changes[key] = self._adapter.change(task, stored[key], base)
+                changes[key] = self._adapter.change(task, stored[key], base, self._texts[key])
                 continue
-            prepared = self._adapter.prepare(task)
+            prepared = self._adapter.prepare(task, text=self._texts[key])
             if base is None:
                 changes[key] = TaskChange(prepared)
             elif self._adapter.is_edited(task, base):

@@ -8,6 +8,7 @@ snapshot, each to a temporary file that is synced, renamed, and its directory sy
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.speed.world import Task, texts_of
 from datahound_storage.tasks import columns_of
 
 Row = tuple[Any, ...]
+_BLOCK = 256
 _COLUMNS = (
     "task_key, task_type, company, schedule_type, schedule_expr, status, created_at, updated_at, "
     "config_json, task_text, id, timezone"
@@ -48,13 +50,20 @@ def row_of(task: Task, text: str, number: int) -> Row:
     return (*columns_of(task), text, text, f"00000000-0000-0000-0000-{number:012d}", "UTC")
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def joined(before: bytes, parts: list[bytes], between: bytes, after: bytes) -> Iterator[bytes]:
+    """The parts of a file in blocks, which is faster than as a whole where they are many."""
+    for start in range(0, len(parts), _BLOCK):
+        yield (between if start else before) + between.join(parts[start : start + _BLOCK])
+    yield after
+
+
+def write_durably(path: Path, blocks: Iterable[bytes]) -> None:
     """Put content in the place of a file, durably."""
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    for block in blocks:
+        if os.write(descriptor, block) < len(block):
+            raise OSError("the disk is full")
     os.fsync(descriptor)
     os.close(descriptor)
     os.replace(temporary, path)
@@ -85,8 +94,9 @@ class Floor:
     def write_files(self) -> None:
         """The sidecar and the snapshot, joined from what is encoded already."""
         header = b'{"format":1,"database":"%s","before":"%s","after":"%s"' % ((b"0" * 32,) * 3)
-        write_durably(self._sidecar, header + b',"tasks":{\n' + b",\n".join(self._lines) + b"\n}}")
-        write_durably(self._snapshot, b"[\n  " + b",\n  ".join(self.encoded) + b"\n]")
+        header += b',"tasks":{\n'
+        write_durably(self._sidecar, joined(header, self._lines, b",\n", b"\n}}"))
+        write_durably(self._snapshot, joined(b"[\n  ", self.encoded, b",\n  ", b"\n]"))
 
     def add(self, row: Row) -> None:
         self.connection.execute(_INSERT, row)
