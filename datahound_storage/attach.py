@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from datahound_storage.belonging import check_belongs, shown_at
 from datahound_storage.carried_over import CarriedOver, carried_over
@@ -14,15 +15,16 @@ from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import SnapshotError
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.sidecar import Sidecar, task_line
+from datahound_storage.files.snapshot import Snapshot, text_digest
 from datahound_storage.files_side import FilesSide, look_at_files, take_files
-from datahound_storage.halves import hashes_of
 from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.task_table import Tombstone
 from datahound_storage.reconcile import Meeting, Plan, Version, file_version
 from datahound_storage.reporting import Reporter, counted
-from datahound_storage.tasks import BulkChange
+from datahound_storage.tasks import BulkChange, TaskText
+from datahound_storage.view import Look
 
 log = Reporter()
 
@@ -40,14 +42,37 @@ _MOST_REPORTS = 20
 _PATIENCE = 1.0
 
 
-def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> str | None:
+class Met(NamedTuple):
+    """The files that met a database; `mark`, under which the database remembers it, if it does."""
+
+    side: FilesSide
+    mark: str | None
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot as it was found."""
+        return self.side.snapshot
+
+    def looks(self) -> dict[str, Look]:
+        """What is known of the texts in the snapshot, so that it need not be worked out again."""
+        hashes = self.side.hashes
+        return {
+            item.task_key: Look(
+                TaskText(item.task_key, item.text, item.is_read_alike),
+                task_line(item.task_key, hashes[item.task_key]),
+                item.digest or text_digest(item.text),
+            )
+            for item in self.snapshot.items
+        }
+
+
+def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Met:
     """Carry over to the database what was written to the files while it was out of sight.
 
-    One transaction: all or nothing. Callers hold the file lock. Returns the mark under which the
-    database remembers it until the snapshot is written, None where it does not. `keep` is the
-    operator's choice of a side. Without one, raises DivergedError where the two sides do not belong
-    together. Raises LockedError where others keep the table to themselves, DatabaseError,
-    FileStoreError, SnapshotError.
+    One transaction: all or nothing. Callers hold the file lock. The database remembers it until the
+    snapshot is written, where it has to. `keep` is the operator's choice of a side. Without one,
+    raises DivergedError where the two sides do not belong together. Raises LockedError where others
+    keep the table to themselves, DatabaseError, FileStoreError, SnapshotError.
     """
     side = take_files(paths)
     plans: list[Plan] = []
@@ -62,7 +87,7 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> str | 
 
     dal.change_all(decide, min(_PATIENCE, dal.database.timeout))
     _report(plans[-1], paths)
-    return side.mark if made[-1].carried_over is not None else None
+    return Met(side, side.mark if made[-1].carried_over is not None else None)
 
 
 def _report(plan: Plan, paths: StatePaths) -> None:
@@ -94,7 +119,7 @@ def _to_remember(
     if side.mark is None or (side.is_as_written_for(changes) and not is_known):
         return None
     known = side.sidecar if side.is_of(changes) else None
-    shown = {item.task_key: hashes_of(item.task) for item in side.snapshot.items}
+    shown = side.hashes
     reordered = known is not None and _base(known).was_reordered(shown)
     carried = carried_over(known, side.snapshot, shown, changes.newest_us, reordered=reordered)
     if carried.is_empty:
@@ -183,7 +208,7 @@ def waiting_tasks(paths: StatePaths) -> int | None:
         return None
     if known.header.recognises(found.digest, found.signature):
         return 0
-    shown = {item.task_key: hashes_of(item.task) for item in found.items}
+    shown = side.hashes
     base = _base(known)
     changed = sum(not base.had_exactly(key, hashes) for key, hashes in shown.items())
     return changed + len(known.tasks.keys() - shown.keys())

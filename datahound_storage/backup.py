@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from datahound_storage.attach import Keep, meet
 from datahound_storage.belonging import is_older
-from datahound_storage.dal import StorageDAL
+from datahound_storage.collecting import uncollected
+from datahound_storage.dal import KnownTasks, StorageDAL
 from datahound_storage.errors import (
     DivergedError,
     FileStoreError,
@@ -71,6 +72,13 @@ class SnapshotBackup:
     def known(self, task_key: str) -> StoredTask | None:
         """The task as this process saw it last; it may have changed since."""
         return self._view.get(task_key)
+
+    def known_tasks(self) -> KnownTasks | None:
+        """All tasks as this process saw them last, None where that says nothing any more."""
+        # In this order: what is read later may be newer, which does no harm.
+        losses, view = self._losses, self._view
+        state = view.state
+        return None if state is None else KnownTasks(state, view.stored(), losses)
 
     def attach(self, keep: Keep | None = None) -> None:
         """Let files and database meet, then write the snapshot.
@@ -210,16 +218,18 @@ class SnapshotBackup:
         return bool(self._pending)
 
     def _meet(self, keep: Keep | None = None) -> None:
-        mark = meet(self._dal, self._paths, keep)
-        self._view = TaskView()
-        self._view.apply(self._dal.read_changes(None))
-        self._standing.take_note(snapshot.read(self._paths.tasks_file), self._view)
+        with uncollected():
+            met = meet(self._dal, self._paths, keep)
+            self._view = TaskView()
+            self._view.apply(self._dal.read_changes(None), met.looks())
+        found = snapshot.read(self._paths.tasks_file, known=met.snapshot)
+        self._standing.take_note(found, self._view)
         try:
             self._write()
         except FileStoreError as error:
             raise UnshownError(str(error)) from error
-        if mark is not None:
-            self._dal.forget_carried_over(mark)
+        if met.mark is not None:
+            self._dal.forget_carried_over(met.mark)
         self.problem = None
 
     def _write(self) -> None:

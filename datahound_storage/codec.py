@@ -198,9 +198,14 @@ def _clean(value: Json) -> Json:
 
 def as_in_snapshot(raw: str) -> str:
     """A task's text as found in a file, in the snapshot's layout; numbers keep their spelling."""
-    if _is_plain(raw) and raw.startswith('{\n    "') and raw.endswith("\n  }") and "\r" not in raw:
+    if _is_plain(raw) and is_in_layout(raw) and "\r" not in raw:
         return raw
     return "".join(_laid_out(raw))
+
+
+def is_in_layout(raw: str) -> bool:
+    """Whether a task's text begins and ends as in a snapshot."""
+    return raw.startswith('{\n    "') and raw.endswith("\n  }")
 
 
 def _is_plain(text: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from datahound_storage.errors import DuplicateTaskError, LockTimeoutError, TaskNotFoundError
@@ -28,6 +29,14 @@ from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange
 _MAX_RACES = 100
 # An update does not change the id of a row.
 NO_ID = UUID(int=0)
+
+
+class KnownTasks(NamedTuple):
+    """All tasks as of a state, or of later ones; no connection broke since but for `losses`."""
+
+    state: DatabaseState
+    tasks: dict[str, StoredTask]
+    losses: int
 
 
 class StorageDAL(RunDAL):
@@ -149,18 +158,22 @@ class StorageDAL(RunDAL):
         return self.database.run(lambda c: task_table.fetch(c, task_key), repeated=repeated).result
 
     def change_all(
-        self, decide: Callable[[Changes], BulkChange], patience: float | None = None
+        self,
+        decide: Callable[[Changes], BulkChange],
+        patience: float | None = None,
+        *,
+        known: KnownTasks | None = None,
     ) -> int:
         """Change many tasks in one transaction: all or nothing. Returns its stamp.
 
         Waits `patience` seconds (None: an operation's time) for other writers, then LockedError.
 
         `decide` gets all tasks, which nobody else can change meanwhile, and may be called again
-        after a failure. What it raises undoes the change.
+        after a failure. What it raises undoes the change. `known` tasks need not be fetched.
         """
         wait = self.database.timeout if patience is None else patience
         attempts: list[tuple[UUID, int]] = []
-        self.database.run(lambda c: self._change_all(c, decide, wait, attempts), bulk=True)
+        self.database.run(lambda c: self._change_all(c, decide, wait, attempts, known), bulk=True)
         return attempts[-1][1]
 
     def _change_all(
@@ -169,6 +182,7 @@ class StorageDAL(RunDAL):
         decide: Callable[[Changes], BulkChange],
         patience: float,
         attempts: list[tuple[UUID, int]],
+        known: KnownTasks | None,
     ) -> None:
         with connection.transaction():
             task_table.lock_for_bulk_change(connection, patience)
@@ -177,15 +191,28 @@ class StorageDAL(RunDAL):
                 return
             token = uuid4()
             attempts.append((token, memory.begin_change(connection, token)))
-            self.apply(connection, decide(changes.read_all(connection)))
+            found = self._read_all(connection, known)
+            present = {task.task_key for task in found.tasks}
+            self._apply(connection, decide(found), present)
 
-    def apply(self, connection: DeadlineConnection, change: BulkChange) -> None:
+    def _read_all(self, connection: DeadlineConnection, known: KnownTasks | None) -> Changes:
+        """All tasks; only what is not known is fetched."""
+        if known is None or known.losses != self.database.losses:
+            return changes.read_all(connection)
+        return changes.read_all_since(connection, known.state, known.tasks)
+
+    def _apply(self, connection: DeadlineConnection, change: BulkChange, present: set[str]) -> None:
         """Carry out a bulk change inside the caller's transaction."""
         if change.delete:
             task_table.delete_many(connection, change.delete)
-        if change.write:
-            rows = (task_table.new_row(*prepared, self.timezone) for prepared in change.write)
-            task_table.upsert_many(connection, rows)
+            present.difference_update(change.delete)
+        changed = [prepared for prepared in change.write if prepared.task_key in present]
+        added = [prepared for prepared in change.write if prepared.task_key not in present]
+        if changed:
+            task_table.update_many(connection, changed)
+        if added:
+            rows = (task_table.new_row(*prepared, self.timezone) for prepared in added)
+            task_table.insert_many(connection, rows)
         if change.order is not None:
             task_table.reorder(connection, change.order)
         if change.conflicts:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from datahound_storage.backup import SnapshotBackup
+from datahound_storage.collecting import uncollected
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DatabaseError,
@@ -144,7 +145,9 @@ class DatabaseStore:
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
             return wanted[-1]
 
-        begun, stamp = time.time_ns(), self._dal.change_all(decide_changes)
+        begun, known = time.time_ns(), self.backup.known_tasks()
+        with uncollected():
+            stamp = self._dal.change_all(decide_changes, known=known)
         change = wanted[-1]
         task_keys = [*(p.task_key for p in change.write), *change.delete]
         self._follow(Owed(stamp, lambda files: files.change_all(decide), begun), task_keys)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Sidecar
+from datahound_storage.files.sidecar import Hashes, Sidecar
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
 
 
@@ -26,6 +28,14 @@ class FilesSide:
     snapshot: Snapshot
     sidecar: Sidecar | None
     mark: str | None = None
+
+    @cached_property
+    def hashes(self) -> dict[str, Hashes]:
+        """The hashes of each task in the snapshot."""
+        return {
+            item.task_key: hashes_of(item.task, is_finite=item.is_read_alike)
+            for item in self.snapshot.items
+        }
 
     @property
     def is_complete(self) -> bool:

@@ -7,7 +7,7 @@ its user holds the file lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -20,8 +20,16 @@ from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.tasks import TaskText
 
 
+class Look(NamedTuple):
+    """What a text says; `digest` is None of one in another layout."""
+
+    item: TaskText
+    sidecar_line: str
+    digest: bytes | None
+
+
 class Entry(NamedTuple):
-    """A task as the view keeps it; `digest` is that of its text, None of one in another layout."""
+    """A task as the view keeps it, with the `Look` of its text."""
 
     item: TaskText
     sidecar_line: str
@@ -47,21 +55,25 @@ class TaskView:
         self._last_place = (-(2**63), "")
         self._sorted = True
 
-    def apply(self, changes: Changes) -> set[str]:
-        """Take in a reading; return the keys whose task is another than before, or gone."""
+    def apply(self, changes: Changes, looks: Mapping[str, Look] | None = None) -> set[str]:
+        """Take in a reading; return the keys whose task is another than before, or gone.
+
+        `looks` are what is known already of texts that it may have.
+        """
         touched = self._drop(changes)
+        known = looks or {}
         for stored in changes.tasks:
-            if self._take(stored):
+            if self._take(stored, known.get(stored.task_key)):
                 touched.add(stored.task_key)
         self.state = changes.state
         self.newest_us = max(self.newest_us, changes.newest_us)
         self._sort()
         return touched
 
-    def _take(self, stored: StoredTask) -> bool:
+    def _take(self, stored: StoredTask, look: Look | None) -> bool:
         """Take in a task; return whether it is another than before."""
         old = self._entries.get(stored.task_key)
-        entry = self._entries[stored.task_key] = _entry(stored, old)
+        entry = self._entries[stored.task_key] = _entry(stored, old, look)
         if old is None:
             self._sorted = self._sorted and entry.place > self._last_place
             self._last_place = max(self._last_place, entry.place)
@@ -92,6 +104,11 @@ class TaskView:
         entry = self._entries.get(task_key)
         return None if entry is None else entry.stored
 
+    def stored(self) -> dict[str, StoredTask]:
+        """All tasks, of `state` or of later states: safe while another thread applies changes."""
+        entries = self._entries.copy()
+        return {key: entry.stored for key, entry in entries.items()}
+
     def texts(self) -> list[TaskText]:
         """The tasks in their order."""
         return list(map(_item, self._entries.values()))
@@ -120,11 +137,17 @@ class TaskView:
         return map(_line, self._entries.values())
 
 
-def _entry(stored: StoredTask, old: Entry | None) -> Entry:
-    text = stored.text
-    if old is not None and old.stored.text == text:
+def _entry(stored: StoredTask, old: Entry | None, look: Look | None) -> Entry:
+    if old is not None and old.stored.text == stored.text:
         return old._replace(stored=stored)
+    if look is None or look.item.text != stored.text:
+        look = look_at(stored.task_key, stored.text)
+    return Entry(*look, stored)
+
+
+def look_at(task_key: str, text: str) -> Look:
+    """What the text of a task says."""
     task, is_read_alike = read(text)
-    item = TaskText(stored.task_key, text, is_read_alike)
-    line = task_line(stored.task_key, hashes_of(task))
-    return Entry(item, line, snapshot.text_digest(text), stored)
+    item = TaskText(task_key, text, is_read_alike)
+    line = task_line(task_key, hashes_of(task, is_finite=is_read_alike))
+    return Look(item, line, snapshot.text_digest(text))

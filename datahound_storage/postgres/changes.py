@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from datahound_storage.errors import SchemaError
@@ -74,6 +75,22 @@ def read_since(connection: DeadlineConnection, known: DatabaseState) -> Changes:
         == (known.identity, known.incarnation, known.epoch)
     ) and fresh.watermark.xmax >= known.watermark.xmax
     return changes if continues else read_all(connection)
+
+
+def read_all_since(
+    connection: DeadlineConnection, known: DatabaseState, tasks: Mapping[str, StoredTask]
+) -> Changes:
+    """As `read_all`, where `tasks` are those of the known state or of later ones.
+
+    Only what changed is fetched; the time of the newest change is that of the newest in it.
+    """
+    since = read_since(connection, known)
+    if since.full:
+        return since
+    gone = dict(since.deleted)
+    kept = {key: task for key, task in tasks.items() if key not in gone}
+    kept.update((task.task_key, task) for task in since.tasks)
+    return since._replace(full=True, tasks=list(kept.values()), deleted=[])
 
 
 def read_all(connection: DeadlineConnection) -> Changes:

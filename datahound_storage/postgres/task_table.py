@@ -16,7 +16,7 @@ import psycopg
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
 from datahound_storage.postgres.times import clamped
-from datahound_storage.tasks import Conflict, TaskColumns
+from datahound_storage.tasks import Conflict, PreparedTask, TaskColumns
 
 Connection = psycopg.Connection[Any]
 
@@ -141,41 +141,50 @@ def lock_for_bulk_change(connection: Connection, patience: float) -> None:
 
 _INCOMING = """
 CREATE TEMP TABLE incoming_tasks (
-    ordinal bigint, id uuid, task_key text, task_type text, company text, schedule_type text,
+    task_key text, task_type text, company text, schedule_type text,
     schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
-    config_json jsonb, task_text text, timezone text
+    config_json jsonb, task_text text
 ) ON COMMIT DROP"""
-_COPY = f"""
-COPY incoming_tasks (ordinal, id, {COLUMNS}, config_json, task_text, timezone) FROM STDIN"""
+_COPY_CHANGED = f"COPY incoming_tasks ({COLUMNS}, config_json, task_text) FROM STDIN"
+_COPY_NEW = f"COPY scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone) FROM STDIN"
 _UPDATE_MANY = """
 UPDATE scheduler_tasks AS t SET
     task_type = i.task_type, company = i.company, schedule_type = i.schedule_type,
     schedule_expr = i.schedule_expr, status = i.status,
     created_at = coalesce(i.created_at, t.created_at),
     updated_at = coalesce(i.updated_at, t.updated_at),
-    config_json = i.config_json, task_text = i.task_text, edited_columns = '{}'
+    config_json = coalesce(i.config_json, i.task_text::jsonb), task_text = i.task_text,
+    edited_columns = '{}'
 FROM incoming_tasks AS i
 WHERE t.task_key = i.task_key
   AND (t.task_text IS DISTINCT FROM i.task_text OR t.edited_columns <> '{}')"""
-_INSERT_MANY = f"""
-INSERT INTO scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone)
-SELECT id, task_key, task_type, company, schedule_type, schedule_expr, status,
-       coalesce(created_at, now()), coalesce(updated_at, now()), config_json, task_text, timezone
-FROM incoming_tasks ORDER BY ordinal
-ON CONFLICT (task_key) DO NOTHING"""
 
 
-def upsert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
-    """Write many tasks inside the caller's transaction; new ones are added in the given order."""
+def insert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
+    """Add tasks in the given order, inside the caller's transaction, with `lock_for_bulk_change`.
+
+    None of them may be there yet.
+    """
+    found = connection.execute("SELECT now()").fetchone()
+    now = found and found[0]
+    with connection.cursor().copy(_COPY_NEW) as copy:
+        for row in rows:
+            key, *middle, created_at, updated_at = row.columns
+            times = (created_at or now, updated_at or now)
+            jsonb = for_jsonb(row.text)
+            copy.write_row((row.id, key, *middle, *times, jsonb, row.text, row.timezone))
+
+
+def update_many(connection: Connection, prepared: Iterable[PreparedTask]) -> None:
+    """Change many tasks inside the caller's transaction; one that is not there is left out."""
     connection.execute("DROP TABLE IF EXISTS pg_temp.incoming_tasks")
     connection.execute(_INCOMING)
-    with connection.cursor().copy(_COPY) as copy:
-        for ordinal, row in enumerate(rows):
-            copy.write_row(
-                (ordinal, row.id, *row.columns, for_jsonb(row.text), row.text, row.timezone)
-            )
+    with connection.cursor().copy(_COPY_CHANGED) as copy:
+        for columns, text in prepared:
+            jsonb = for_jsonb(text)
+            # Mostly the text itself, which the server need not be sent twice.
+            copy.write_row((*columns, None if jsonb is text else jsonb, text))
     connection.execute(_UPDATE_MANY)
-    connection.execute(_INSERT_MANY)
 
 
 def delete_many(connection: Connection, task_keys: Sequence[str]) -> None:
