@@ -9,7 +9,9 @@ import json
 from hashlib import blake2b
 from typing import NamedTuple
 
-from datahound_storage.codec import Task
+import orjson
+
+from datahound_storage.codec import PLAIN, Task
 from datahound_storage.records import TaskStatus
 from datahound_storage.tasks import parse_time
 
@@ -67,8 +69,18 @@ def same_half(left: str, right: str) -> bool:
 
 def _hash(half: Task) -> str:
     """A short hash, the same whatever the order of the keys."""
-    canonical = json.dumps(half, sort_keys=True, default=str)
-    return blake2b(canonical.encode("ascii"), digest_size=8).hexdigest()
+    return blake2b(_canonical(half), digest_size=8).hexdigest()
+
+
+def _canonical(half: Task) -> bytes:
+    try:
+        encoded = orjson.dumps(half, option=orjson.OPT_SORT_KEYS | PLAIN)
+        # It writes null for NaN, too: reading it back tells.
+        if b"null" not in encoded or orjson.loads(encoded) == half:
+            return encoded
+    except (orjson.JSONEncodeError, RecursionError):
+        pass  # what orjson does not write: integers beyond 64 bits, half surrogate pairs
+    return json.dumps(half, sort_keys=True, default=str).encode("ascii")
 
 
 def join_halves(operator_from: Task, scheduler_from: Task) -> Task:

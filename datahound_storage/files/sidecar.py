@@ -22,7 +22,7 @@ from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
 from datahound_storage.halves import hashes_of
 
-FORMAT = 1
+FORMAT = 2
 Hashes = tuple[str, str]
 
 
