@@ -36,7 +36,7 @@ bench: install ## measure what docs/performance.md says, into BENCH_JSON (BENCH_
 	@$(BIN)/python -m benchmarks.speed --json "$(BENCH_JSON)" $(BENCH_ARGS)
 
 bench-check: install ## fail where an operation takes longer, beside its floor, than promised
-	@$(BIN)/python -m benchmarks.speed --check $(BENCH_ARGS)
+	@$(BIN)/python -m benchmarks.speed --check --groups tasks runs threads peers $(BENCH_ARGS)
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions
 	@$(BIN)/ruff format --check .

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
+from benchmarks.speed import run_cases
 from benchmarks.speed.measure import Case
 from benchmarks.speed.peers import PeerCases
 from benchmarks.speed.task_cases import TaskCases
@@ -22,6 +24,13 @@ def tasks(world: World, sizes: Sequence[int]) -> Iterator[Case]:
                 yield from group()
 
 
+def runs(world: World, _: Sequence[int]) -> Iterator[Case]:
+    """The operations on runs, with short and long histories; logging, with few and many tasks."""
+    for case in run_cases.cases(world):
+        of = "tasks" if case.operation == "log_task_execution" else "runs"
+        yield replace(case, of=of)
+
+
 def threads(world: World, _: Sequence[int]) -> Iterator[Case]:
     """Many threads beside one."""
     with closing(ThreadCases(world)) as made:
@@ -35,7 +44,7 @@ def peers(world: World, _: Sequence[int]) -> Iterator[Case]:
             yield from made.cases()
 
 
-GROUPS: dict[str, Group] = {"tasks": tasks, "threads": threads, "peers": peers}
+GROUPS: dict[str, Group] = {"tasks": tasks, "runs": runs, "threads": threads, "peers": peers}
 
 
 def cases(world: World, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Case]:

@@ -100,8 +100,9 @@ class Measuring:
         self._number = 0
 
     def once(self, budget: float, repeats: int = 0) -> Result:
-        """A warm-up, then rounds until the budget of seconds is used up."""
-        self._warm_up(budget * _WARM_UP_SHARE)
+        """A warm-up at the first time, then rounds until the budget of seconds is used up."""
+        if not self._number:
+            self._warm_up(budget * _WARM_UP_SHARE)
         gc.collect()
         fewest = min(FEWEST if self.case.size < LARGE else FEWEST_LARGE, self.case.most)
         pairs: list[Pair] = []

@@ -130,12 +130,13 @@ class Panel:
 
     def _ratio(self, line: Result) -> str:
         x, y = self._x.at(line.size), self._y.at(line.ours_ms)
-        if line.ours_ms < line.floor_ms:
-            # Below its point, but not on the axis.
-            y = y + 28 if y + 19 < HEIGHT - _BOTTOM else self._y.at(line.floor_ms)
-        # Left of the middle: that is where a curve that rises leaves room.
-        x, anchor = (x + 2, "start") if x < _LEFT + _EDGE else (x - 6, "middle")
-        return _text(x, y - 9, f"{line.ratio:.2f}", "ratio", anchor)
+        # A curve that rises leaves room above it on the left, and below it on the right.
+        if line.ours_ms < line.floor_ms and y + 22 < HEIGHT - _BOTTOM:
+            return _text(x + 8, y + 19, f"{line.ratio:.2f}", "ratio", "middle")
+        y = min(y, self._y.at(line.floor_ms)) - 9
+        if x < _LEFT + _EDGE:
+            return _text(x - 6, y - 4, f"{line.ratio:.2f}", "ratio", "start")
+        return _text(x - 6, y, f"{line.ratio:.2f}", "ratio", "middle")
 
 
 def _ours(line: Result) -> float:
