@@ -37,7 +37,7 @@ def cells(result: Result) -> Cells:
         f"{result.size:,}",
         number(result.ours_ms),
         number(result.floor_ms),
-        f"{result.ratio:.2f} ({result.low:.2f}–{result.high:.2f})",  # noqa: RUF001
+        f"{result.ratio:.2f} ({result.low:.2f}-{result.high:.2f})",
         "" if result.bound is None else f"{result.bound:.2f}",
         str(result.rounds),
     )
