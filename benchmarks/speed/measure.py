@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 WARM_UP = 3
 # A ratio of medians of few rounds says nothing; more than this only takes time.
-FEWEST, MOST = 5, 200
+FEWEST, MOST = 5, 500
 # Above this many tasks a round takes seconds: fewer of them have to do.
 LARGE, FEWEST_LARGE = 50_000, 3
 # Seconds that the rounds of one case may take, its warm-up not counted.
@@ -100,14 +100,20 @@ class Measuring:
         self._number = 0
 
     def once(self, budget: float, repeats: int = 0) -> Result:
-        """A warm-up at the first time, then rounds until the budget of seconds is used up."""
+        """A warm-up at the first time, then rounds until the budget of seconds is used up.
+
+        There may be more rounds at each repeat: of a quick operation they are over in a moment, in
+        which somebody else may be at work.
+        """
         if not self._number:
             self._warm_up(budget * _WARM_UP_SHARE)
         gc.collect()
         fewest = min(FEWEST if self.case.size < LARGE else FEWEST_LARGE, self.case.most)
         pairs: list[Pair] = []
         ends = time.perf_counter() + budget
-        while len(pairs) < self.case.most and (len(pairs) < fewest or time.perf_counter() < ends):
+        while len(pairs) < self.case.most * (repeats + 1) and (
+            len(pairs) < fewest or time.perf_counter() < ends
+        ):
             pairs.append(self._round())
         return result_of(self.case, pairs, repeats)
 

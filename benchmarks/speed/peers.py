@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
@@ -102,7 +102,7 @@ class PeerCases:
         write_snapshot(path, texts_of(self.tasks))
         self.ours = SchedulerPersistence(data_dir, url=world.database())
         self.ours.load_tasks()
-        self._database: Any = self.ours._switch._database
+        self._database = cast("Any", self.ours._switch._database)
         self._database._dal.database.run(lambda c: c.execute("VACUUM ANALYZE scheduler_tasks"))
         if not with_hook:
             self._database.backup = NoBackup(self._database.backup)

@@ -91,6 +91,7 @@ def test_a_line_that_is_within_its_bound_is_measured_once() -> None:
 def test_a_line_that_is_over_once_passes_when_a_repeat_is_within() -> None:
     result = measure(a_case(lambda n: 9.0 if n < 7 else 1.5), 60.0, repeats=3)
     assert (result.repeats, result.ratio) == (1, 1.5)
+    assert result.rounds == 2 * 4
     code, said = verdict(Results(lines=[result]))
     assert code == 0
     assert said == ["1 of 1 lines are within their bound; 1 measured again."]
