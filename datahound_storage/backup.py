@@ -180,6 +180,7 @@ class SnapshotBackup:
         self._losses = losses
         self._check_not_before(changes)
         touched = self._view.apply(changes)
+        self._standing.note_changed(touched)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
         # Not only what is new to this process: a peer may have shown what is gone again by now.
@@ -187,7 +188,8 @@ class SnapshotBackup:
         self._pending.update((key, stamps.get(key)) for key in unlike)
 
     def _check_not_before(self, changes: Changes) -> None:
-        header, shown = self._standing.header, self._standing.shown
+        header = self._standing.header
+        shown = self._standing.shown() if changes.full else {}
         if header.database != changes.state.identity or is_older(changes, header, shown, self._dal):
             raise DivergedError(
                 f"the database is not the one, or older than the one, that "

@@ -10,10 +10,12 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datahound_storage.codec import Task, decode
+from datahound_storage.tasks import TaskText, texts_by_key
 
 # What cannot be referred to weakly, a dict of the caller's own or an object of a class with slots,
 # has to be kept alive to be recognised: so many of them.
@@ -24,7 +26,13 @@ _numbers = itertools.count()
 class LoadedTask(dict[str, Any]):
     """A task as a plain dict, which can be recognised when it comes back."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "shows")
+    # The store that it is of, and the version that it shows there.
+    shows: tuple[Identities, str, str, int]
+
+    def __reduce_ex__(self, _: Any) -> tuple[type[LoadedTask], tuple[Task]]:
+        """A copy is another object: what it shows is known of this one only."""
+        return LoadedTask, (dict(self),)
 
 
 class _Reference(weakref.ref[Any]):
@@ -34,14 +42,20 @@ class _Reference(weakref.ref[Any]):
     identity: int
 
 
-class _Known(NamedTuple):
+class Shown(NamedTuple):
     """What an object shows; `number` tells what was later than what."""
 
-    reference: _Reference | None
-    task: object
     task_key: str
     text: str
     number: int
+
+
+class _Known(NamedTuple):
+    """An object that has no place for it itself, and what it shows."""
+
+    reference: _Reference | None
+    task: object
+    shown: Shown
 
 
 class Identities:
@@ -53,28 +67,43 @@ class Identities:
 
     def remember(self, task: object, task_key: str, text: str) -> None:
         """An object shows this version."""
-        number = next(_numbers)
+        if isinstance(task, LoadedTask) and self._may_mark(task):
+            task.shows = (self, task_key, text, next(_numbers))
+            return
+        shown = Shown(task_key, text, next(_numbers))
         try:
             reference = _Reference(task, self._forget)
         except TypeError:
-            self._keep(_Known(None, task, task_key, text, number))
+            self._keep(_Known(None, task, shown))
             return
         reference.identity = id(task)
-        self._known[id(task)] = _Known(reference, None, task_key, text, number)
+        self._known[id(task)] = _Known(reference, None, shown)
+
+    def mark(self, tasks: list[LoadedTask], texts: Iterable[TaskText]) -> None:
+        """New objects show these versions."""
+        number = next(_numbers)
+        for task, item in zip(tasks, texts, strict=True):
+            task.shows = (self, item.task_key, item.text, number)
+
+    def _may_mark(self, task: LoadedTask) -> bool:
+        """Whether the mark on a task is ours; it may be that of another store."""
+        return not hasattr(task, "shows") or task.shows[0] is self
 
     def _keep(self, known: _Known) -> None:
         self._kept[id(known.task)] = known
         while len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
 
-    def of(self, task: object) -> _Known | None:
+    def of(self, task: object) -> Shown | None:
         """What an object shows."""
+        if isinstance(task, LoadedTask) and hasattr(task, "shows") and task.shows[0] is self:
+            return Shown(*task.shows[1:])
         kept = self._kept.get(id(task))
         if kept is not None and kept.task is task:
-            return kept
+            return kept.shown
         known = self._known.get(id(task))
         if known is not None and known.reference is not None and known.reference() is task:
-            return known
+            return known.shown
         return None
 
     def _forget(self, reference: weakref.ref[Any]) -> None:
@@ -107,6 +136,11 @@ class Bases:
         """An object was made of this version."""
         self._identities.remember(task, task_key, text)
         self._seen.texts[task_key] = text
+
+    def loaded_all(self, tasks: list[LoadedTask], texts: Sequence[TaskText]) -> None:
+        """New objects were made of these versions."""
+        self._identities.mark(tasks, texts)
+        self._seen.texts.update(texts_by_key(texts))
 
     def submitted(self, task: object, task_key: str, text: str, *, known: bool = False) -> None:
         """An object was stored; `known`: it, or what it is a copy of, had been loaded here."""

@@ -16,7 +16,7 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.files_side import look_at_files
 from datahound_storage.history_sync import sync_history
 from datahound_storage.reconcile import Plan
-from datahound_storage.tasks import TaskText, parse_time
+from datahound_storage.tasks import TaskText, parse_time, texts_by_key
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Sides:
 
     def standing(self) -> Standing:
         """How the sides compare."""
-        database = dict(self._in_database)
+        database = texts_by_key(self._in_database)
         files, known, changes = self._in_files, self._files.sidecar, self._changes
         updates = (item.task.get("updated_at") for item in self._files.snapshot.items)
         return Standing(
@@ -144,7 +144,7 @@ class Sides:
 
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:
     gone = set(plan.delete)
-    after = {key: text for key, text in database if key not in gone}
+    after = {key: text for key, text in texts_by_key(database).items() if key not in gone}
     after |= {prepared.task_key: prepared.text for prepared in plan.write}
     return {key: after[key] for key in plan.order or [] if key in after} | after
 

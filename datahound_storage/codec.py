@@ -28,8 +28,8 @@ _NEEDS_CLEANING = re.compile(
     # The last one: more decimals than a numeric has.
     r"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|\d[eE][+-]?\d{3,}(?=[\s,\]}])|\.\d{16000}"
 )
-# A text's outline: each digit a 0, each E an e. Looking for a literal in it costs a thirtieth of the
-# expressions around here, which judge only where it shows something of the kind.
+# A text's outline: each digit a 0, each E an e. Looking for a literal in it costs a thirtieth of
+# the expressions around here, which judge only where it shows something of the kind.
 _OUTLINE = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG_NUMBER = b"0" * 17
 _HUGE_EXPONENT = re.compile(rb"0e[+-]?000+[\s,\]}]")
@@ -117,13 +117,20 @@ def decode(text: str) -> Task:
 
 def loads(text: str) -> Json:
     """The value of a JSON text, the same as `json.loads` gives."""
+    return read(text)[0]
+
+
+def read(text: str) -> tuple[Json, bool]:
+    """The value of a JSON text, as `json.loads` gives it, and whether orjson gives the same."""
     if not _has_odd_number(_outline(text)):
         try:
-            return orjson.loads(text)
+            return orjson.loads(text), True
         except orjson.JSONDecodeError:
             if not _NEEDS_STDLIB.search(text):
                 raise
-    return json.loads(text) if _NEEDS_STDLIB.search(text) else orjson.loads(text)
+    elif not _NEEDS_STDLIB.search(text):
+        return orjson.loads(text), True
+    return json.loads(text), False
 
 
 def _outline(text: str) -> bytes:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datahound_storage.bases import Bases, identities_of
+from datahound_storage.bases import Bases, LoadedTask, identities_of
 from datahound_storage.codec import Task, decode, fits_text_column
+from datahound_storage.collecting import uncollected
 from datahound_storage.errors import InvalidArgumentError
 from datahound_storage.fallback import close_switch, open_switch
 from datahound_storage.files.lock import cannot
@@ -24,7 +25,7 @@ from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.stores import all_once, once
-from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText
+from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText, decode_item
 
 log = Reporter()
 
@@ -112,23 +113,33 @@ class SchedulerPersistence:
         A task that `task_class` rejects is left out and reported; it stays stored. While the
         database serves, the snapshot shows this list when the call returns.
         """
-        return [loaded for _, loaded in self._load()]
+        return self._load(lambda _: True)
 
-    def _load(self) -> list[tuple[Task, Any]]:
+    def _load(self, is_wanted: Callable[[Task], bool]) -> list[Any]:
         nothing: list[TaskText] = []
         texts = self._switch.run(lambda store: store.list_texts(), committed=nothing)
         self._listed.keys = {item.task_key for item in texts}
-        pairs = []
-        for item in texts:
-            task = decode(item.text)
-            try:
-                loaded = self._adapter.from_dict(task)
-            except Exception as error:  # noqa: BLE001 - one bad task must not hide the others
-                self._report_rejected(item.task_key, error)
-            else:
-                self._bases.loaded(loaded, item.task_key, item.text)
-                pairs.append((task, loaded))
-        return pairs
+        with uncollected():
+            tasks = list(map(decode_item, texts))
+            if self._adapter.keeps_dicts:
+                loaded = list(map(LoadedTask, tasks))
+                self._bases.loaded_all(loaded, texts)
+                return list(filter(is_wanted, loaded))
+            return [
+                made
+                for item, task in zip(texts, tasks, strict=True)
+                if is_wanted(task) and (made := self._made(item, task)) is not None
+            ]
+
+    def _made(self, item: TaskText, task: Task) -> Any | None:
+        """The caller's object for a task; None where its class rejects it, which is reported."""
+        try:
+            loaded = self._adapter.from_dict(task)
+        except Exception as error:  # noqa: BLE001 - one bad task must not hide the others
+            self._report_rejected(item.task_key, error)
+            return None
+        self._bases.loaded(loaded, item.task_key, item.text)
+        return loaded
 
     def _report_rejected(self, task_key: str, error: Exception) -> None:
         # The message of a stranger's exception may quote settings: its kind has to do.
@@ -145,13 +156,7 @@ class SchedulerPersistence:
         text = self._switch.run(lambda store: store.get_text(task_id), committed=None)
         if text is None:
             return None
-        try:
-            loaded = self._adapter.from_dict(decode(text))
-        except Exception as error:  # noqa: BLE001 - as in a listing
-            self._report_rejected(task_id, error)
-            return None
-        self._bases.loaded(loaded, task_id, text)
-        return loaded
+        return self._made(TaskText(task_id, text), decode(text))
 
     def add_task(self, task: Any) -> bool:
         """Add a task at the end; False if its id exists. Durable when it returns.
@@ -244,16 +249,16 @@ class SchedulerPersistence:
 
     def get_active_tasks(self) -> list[Any]:
         """The tasks with status `active`, in the order in which they were added."""
-        return [loaded for task, loaded in self._load() if task.get("status") == TaskStatus.ACTIVE]
+        return self._load(lambda task: task.get("status") == TaskStatus.ACTIVE)
 
     def get_tasks_by_type(self, task_type: Any) -> list[Any]:
         """The tasks of a type (an enumeration's member or its value), in order of adding."""
         wanted = getattr(task_type, "value", task_type)
-        return [loaded for task, loaded in self._load() if _config(task, "task_type") == wanted]
+        return self._load(lambda task: _config(task, "task_type") == wanted)
 
     def get_tasks_by_company(self, company: str) -> list[Any]:
         """The tasks of a company, in the order in which they were added."""
-        return [loaded for task, loaded in self._load() if _config(task, "company") == company]
+        return self._load(lambda task: _config(task, "company") == company)
 
     # History.
 

@@ -19,6 +19,7 @@ from datahound_storage.tasks import (
     check,
     check_status,
     columns_of,
+    texts_by_key,
 )
 
 
@@ -38,6 +39,11 @@ class TaskAdapter:
 
     def __init__(self, task_class: type[TaskClass] | None) -> None:
         self._class = task_class
+
+    @property
+    def keeps_dicts(self) -> bool:
+        """Whether there is no class to make the tasks of."""
+        return self._class is None
 
     def check(self, task: Any) -> None:
         """Raise InvalidTaskError for what is no task at all."""
@@ -189,7 +195,7 @@ class WholeState:
 
     def __call__(self, present: list[TaskText]) -> BulkChange:
         """The change to be made to the present tasks."""
-        stored = dict(present)
+        stored = texts_by_key(present)
         changes = self._changes(stored)
         missing = [key for key in stored if key not in self.wanted]
         self.deleted = [key for key in missing if self._may_delete(key, stored[key])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Hashes, SidecarHeader
+from datahound_storage.files.sidecar import Hashes, SidecarHeader, line_hashes, task_line
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import DatabaseState
@@ -16,14 +16,17 @@ from datahound_storage.view import TaskView
 class StandingSnapshot:
     """What is known of the snapshot, and how it is replaced. Callers hold the file lock.
 
-    `header` and `shown` are what its sidecar says: of which state it is, and the hashes of each
-    task. `stale`: it has to be written again, whatever it seems to show.
+    `header` is what its sidecar says: of which state it is. `stale`: it has to be written again,
+    whatever it seems to show.
     """
 
     def __init__(self, paths: StatePaths) -> None:
         self.header = SidecarHeader()
-        self.shown: dict[str, Hashes] = {}
         self.stale = False
+        # What the sidecar says of each task: its line there.
+        self._lines: dict[str, str] = {}
+        # The tasks that may be shown otherwise than they are; None where nobody knows which.
+        self._changed: set[str] | None = None
         self._paths = paths
         self._signature: atomic.Signature | None = None
         # The one to be replaced, where somebody else wrote it.
@@ -45,7 +48,9 @@ class StandingSnapshot:
         theirs = sidecar.read(self._paths.sidecar_file)
         if found is None or theirs is None or theirs.header.file != found:
             return False
-        self.header, self.shown = theirs.header, theirs.tasks
+        self.header = theirs.header
+        self._lines = {key: task_line(key, hashes) for key, hashes in theirs.tasks.items()}
+        self._changed = None
         self._signature, self._found = found, None
         self._is_adopted = True
         return True
@@ -59,17 +64,31 @@ class StandingSnapshot:
         """Whether stamps mean the same in it and in a state of the database."""
         return (self.header.incarnation, self.header.epoch) == (state.incarnation, state.epoch)
 
+    def shown(self) -> dict[str, Hashes]:
+        """The hashes of each task that it shows."""
+        return {key: line_hashes(line) for key, line in self._lines.items()}
+
+    def note_changed(self, task_keys: set[str]) -> None:
+        """These tasks are others by now than it may show."""
+        if self._changed is not None:
+            self._changed |= task_keys
+
     def unlike(self, view: TaskView) -> set[str]:
         """The tasks that it does not show as they are."""
-        now, shown = view.hashes(), self.shown
+        shown, changed = self._lines, self._changed
+        if changed is not None:
+            return {key for key in changed if view.line(key) != shown.get(key)}
+        now = view.lines()
         return {key for key in {*now, *shown} if now.get(key) != shown.get(key)}
 
     def take_note(self, found: Snapshot, view: TaskView) -> None:
         """Take note of what somebody else has left there; it is to be written in any case."""
-        self.shown = {
-            item.task_key: view.hashes_of(item.task_key, item.text) or hashes_of(item.task)
+        self._lines = {
+            item.task_key: view.line_for(item.task_key, item.text)
+            or task_line(item.task_key, hashes_of(item.task))
             for item in found.items
         }
+        self._changed = None
         self.header = SidecarHeader(after=found.digest)
         self._found, self._signature = found.signature, None
         self.stale = True
@@ -84,24 +103,46 @@ class StandingSnapshot:
     def write(self, view: TaskView) -> None:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
         self._settle_after_a_crash()
-        content = snapshot.assemble(text.text for text in view.texts())
-        made = atomic.prepare(self._paths.tasks_file, content)
-        header = self._header_of(view, made, content)
-        previous = {key: self.shown.get(key) for key in self.unlike(view)}
-        before = sidecar.content(self._paths.sidecar_file)
+        texts = [item.text for item in view.texts()]
+        made = atomic.prepare(self._paths.tasks_file, snapshot.assemble(texts))
+        digest = view.digest() or snapshot.digest(b"".join(snapshot.assemble(texts)))
+        header = self._header_of(view, made, digest)
+        unlike = self.unlike(view)
+        with sidecar.Previous(self._paths.sidecar_file) as before:
+            self._write_sidecar(header, view, unlike, before)
+            self.stale = True
+            self._publish(made, before)
+        self._is_adopted = self.stale = False
+        self.header = header
+        self._signature, self._found = made, None
+        self._take_over(view, unlike)
+
+    def _write_sidecar(
+        self, header: SidecarHeader, view: TaskView, unlike: set[str], before: sidecar.Previous
+    ) -> None:
+        shown = ((key, self._lines.get(key)) for key in unlike)
+        previous = {key: None if line is None else line_hashes(line) for key, line in shown}
         try:
             encoded = sidecar.encode(header, view.sidecar_lines(), previous)
             atomic.replace(self._paths.sidecar_file, encoded)
         except FileStoreError:
             # The name may have been replaced before the disk refused to keep it.
-            if sidecar.content(self._paths.sidecar_file) == before:
+            if sidecar.content(self._paths.sidecar_file) == before.content():
                 atomic.discard(self._paths.tasks_file)
             raise
-        self.stale = True
-        self._publish(made, before)
-        self._is_adopted = self.stale = False
-        self.header, self.shown = header, view.hashes()
-        self._signature, self._found = made, None
+
+    def _take_over(self, view: TaskView, changed: set[str]) -> None:
+        """It shows the view by now."""
+        if self._changed is None:
+            self._lines = view.lines()
+        else:
+            for key in changed:
+                line = view.line(key)
+                if line is None:
+                    self._lines.pop(key, None)
+                else:
+                    self._lines[key] = line
+        self._changed = set()
 
     def _settle_after_a_crash(self) -> None:
         """Write down which snapshot stands, before what tells it is overwritten."""
@@ -109,7 +150,7 @@ class StandingSnapshot:
         if unpublished is not None:
             sidecar.settle(self._paths.sidecar_file, unpublished)
 
-    def _header_of(self, view: TaskView, made: atomic.Signature, content: bytes) -> SidecarHeader:
+    def _header_of(self, view: TaskView, made: atomic.Signature, digest: str) -> SidecarHeader:
         state, old = view.state, self._found or self._signature
         if state is None:
             raise AssertionError("nothing was read yet")
@@ -122,10 +163,10 @@ class StandingSnapshot:
             file=(made.inode, made.size, made.mtime_ns),
             replaced=old and (old.inode, old.size, old.mtime_ns),
             before=self.header.after,
-            after=snapshot.digest(content),
+            after=digest,
         )
 
-    def _publish(self, made: atomic.Signature, before: bytes | None) -> None:
+    def _publish(self, made: atomic.Signature, before: sidecar.Previous) -> None:
         """Rename the snapshot; where the disk refuses, the sidecar tells of the old one again.
 
         Where that is refused, too, the new snapshot stays beside the old one, as after a crash.
@@ -133,7 +174,8 @@ class StandingSnapshot:
         try:
             atomic.publish(self._paths.tasks_file)
         except FileStoreError:
-            if before is not None and atomic.signature(self._paths.tasks_file) != made:
-                atomic.replace(self._paths.sidecar_file, before)
+            content = before.content()
+            if content is not None and atomic.signature(self._paths.tasks_file) != made:
+                atomic.replace(self._paths.sidecar_file, content)
             atomic.discard(self._paths.tasks_file)
             raise

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from datahound_storage.runs import HistoryEntry
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText
+from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText, texts_by_key
 
 # Makes the new version of a task from the text of the one that is stored.
 Change = Callable[[str], TaskChange]
@@ -83,7 +83,7 @@ def _does_something(change: BulkChange) -> bool:
 
 
 def _is_done(change: BulkChange, texts: list[TaskText]) -> bool:
-    found = dict(texts)
+    found = texts_by_key(texts)
     return (
         all(found.get(prepared.task_key) == prepared.text for prepared in change.write)
         and not found.keys() & set(change.delete)

@@ -1,15 +1,19 @@
 """This process's picture of the tasks: their texts in order, the state they show, their hashes.
 
-It makes a refresh cheap: what changed is fetched, the rest is joined from texts at hand. Not safe
-for threads by itself; its user holds the file lock.
+It makes a refresh cheap: what changed is fetched, the rest is joined from texts at hand. Nothing
+but that joining goes through all tasks where one of them changed. Not safe for threads by itself;
+its user holds the file lock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
-from datahound_storage.codec import decode
-from datahound_storage.files.sidecar import Hashes, task_line
+from datahound_storage.codec import read
+from datahound_storage.files import snapshot
+from datahound_storage.files.sidecar import task_line
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.stored import StoredTask
@@ -17,11 +21,20 @@ from datahound_storage.tasks import TaskText
 
 
 class Entry(NamedTuple):
-    """A task as the view keeps it."""
+    """A task as the view keeps it; `digest` is that of its text, None of one in another layout."""
 
-    stored: StoredTask
-    hashes: Hashes
+    item: TaskText
     sidecar_line: str
+    digest: bytes | None
+    stored: StoredTask
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """What the tasks are sorted by."""
+        return self.stored.position, self.stored.task_key
+
+
+_item, _line, _digest = map(attrgetter, ("item", "sidecar_line", "digest"))
 
 
 class TaskView:
@@ -31,25 +44,31 @@ class TaskView:
         self.state: DatabaseState | None = None
         self.newest_us = 0
         self._entries: dict[str, Entry] = {}
+        self._last_place = (-(2**63), "")
         self._sorted = True
 
     def apply(self, changes: Changes) -> set[str]:
         """Take in a reading; return the keys whose task is another than before, or gone."""
         touched = self._drop(changes)
         for stored in changes.tasks:
-            old = self._entries.get(stored.task_key)
-            if old is None or old.stored.position != stored.position:
-                self._sorted = False
-            if old is None or (old.stored.text, old.stored.position) != (
-                stored.text,
-                stored.position,
-            ):
+            if self._take(stored):
                 touched.add(stored.task_key)
-            self._entries[stored.task_key] = _entry(stored, old)
         self.state = changes.state
         self.newest_us = max(self.newest_us, changes.newest_us)
         self._sort()
         return touched
+
+    def _take(self, stored: StoredTask) -> bool:
+        """Take in a task; return whether it is another than before."""
+        old = self._entries.get(stored.task_key)
+        entry = self._entries[stored.task_key] = _entry(stored, old)
+        if old is None:
+            self._sorted = self._sorted and entry.place > self._last_place
+            self._last_place = max(self._last_place, entry.place)
+            return True
+        moved = old.stored.position != stored.position
+        self._sorted = self._sorted and not moved
+        return moved or old.stored.text != stored.text
 
     def _drop(self, changes: Changes) -> set[str]:
         if changes.full:
@@ -63,8 +82,9 @@ class TaskView:
 
     def _sort(self) -> None:
         if not self._sorted:
-            ordered = sorted(self._entries.items(), key=lambda e: (e[1].stored.position, e[0]))
+            ordered = sorted(self._entries.items(), key=lambda e: e[1].place)
             self._entries = dict(ordered)
+            self._last_place = ordered[-1][1].place if ordered else (-(2**63), "")
             self._sorted = True
 
     def get(self, task_key: str) -> StoredTask | None:
@@ -74,24 +94,37 @@ class TaskView:
 
     def texts(self) -> list[TaskText]:
         """The tasks in their order."""
-        return [TaskText(key, entry.stored.text) for key, entry in self._entries.items()]
+        return list(map(_item, self._entries.values()))
 
-    def hashes(self) -> dict[str, Hashes]:
-        """The hashes of the halves of each task."""
-        return {key: entry.hashes for key, entry in self._entries.items()}
+    def digest(self) -> str | None:
+        """The digest of a snapshot that shows them; None where only its content can tell."""
+        digests = list(map(_digest, self._entries.values()))
+        return None if None in digests else snapshot.digest_of_texts(digests)
 
-    def hashes_of(self, task_key: str, text: str) -> Hashes | None:
-        """The hashes of a task if this is its text here."""
+    def line(self, task_key: str) -> str | None:
+        """The line of a task in the sidecar, None where there is no such task."""
         entry = self._entries.get(task_key)
-        return entry.hashes if entry is not None and entry.stored.text == text else None
+        return None if entry is None else entry.sidecar_line
 
-    def sidecar_lines(self) -> list[str]:
+    def line_for(self, task_key: str, text: str) -> str | None:
+        """The line of a task in the sidecar if this is its text here."""
+        entry = self._entries.get(task_key)
+        return entry.sidecar_line if entry is not None and entry.stored.text == text else None
+
+    def lines(self) -> dict[str, str]:
+        """The line of each task in the sidecar."""
+        return {key: entry.sidecar_line for key, entry in self._entries.items()}
+
+    def sidecar_lines(self) -> Iterator[str]:
         """The lines of the sidecar, in the order of the tasks."""
-        return [entry.sidecar_line for entry in self._entries.values()]
+        return map(_line, self._entries.values())
 
 
 def _entry(stored: StoredTask, old: Entry | None) -> Entry:
-    if old is not None and old.stored.text == stored.text:
-        return Entry(stored, old.hashes, old.sidecar_line)
-    hashes = hashes_of(decode(stored.text))
-    return Entry(stored, hashes, task_line(stored.task_key, hashes))
+    text = stored.text
+    if old is not None and old.stored.text == text:
+        return old._replace(stored=stored)
+    task, is_read_alike = read(text)
+    item = TaskText(stored.task_key, text, is_read_alike)
+    line = task_line(stored.task_key, hashes_of(task))
+    return Entry(item, line, snapshot.text_digest(text), stored)

@@ -31,6 +31,7 @@ from datahound_storage.tasks import (
     TaskText,
     check,
     columns_of,
+    texts_by_key,
 )
 
 _WHOLE = "task"
@@ -59,7 +60,7 @@ class Restoring:
 
     def __call__(self, present: list[TaskText]) -> BulkChange:
         """The change to be made to the present tasks."""
-        stored, lost = dict(present), []
+        stored, lost = texts_by_key(present), []
         now, write = dict(stored), dict[str, PreparedTask]()
         self.done = []
         for kept, task in self._wanted:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,10 @@ class Signature(NamedTuple):
     mtime_ns: int
 
 
+# A file's content, as a whole or block by block.
+Content = bytes | Iterable[bytes]
+
+
 def signature(path: Path) -> Signature | None:
     """The file's signature, None if there is no such file. Raises FileStoreError."""
     try:
@@ -36,25 +42,24 @@ def signature(path: Path) -> Signature | None:
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+@lru_cache
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.tmp")
 
 
-def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
+def prepare(path: Path, content: Content, like: Path | None = None) -> Signature:
     """Write `content` durably beside `path`; return the signature that `publish` will give it.
 
     The modification time gets a nanosecond part of its own, which no later write by anybody can
     hit: so the signature alone tells whether the file was changed since. Mode and group are those
     of the file at `like`, else at `path`. Raises FileStoreError.
     """
-    temporary = _temporary(path)
     try:
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
+        descriptor = _create(_temporary(path))
         try:
             _copy_permissions(like or path, descriptor)
-            _write_all(descriptor, content)
+            for block in (content,) if isinstance(content, bytes) else content:
+                _write_all(descriptor, block)
             now = time.time_ns()
             os.utime(descriptor, ns=(now, now - random.randrange(1, 1_000_000)))  # noqa: S311
             os.fsync(descriptor)
@@ -64,7 +69,20 @@ def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
     except OSError as error:
         discard(path)
         raise cannot("write", path, error) from error
+    except BaseException:
+        discard(path)
+        raise
     return Signature(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _create(temporary: Path) -> int:
+    """Open a new file; what a crash has left under its name is removed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(temporary, flags, 0o600)
+    except FileExistsError:
+        temporary.unlink(missing_ok=True)
+        return os.open(temporary, flags, 0o600)
 
 
 def unpublished(path: Path) -> Signature | None:
@@ -88,7 +106,7 @@ def publish(path: Path) -> None:
         raise cannot("replace", path, error) from error
 
 
-def replace(path: Path, content: bytes) -> Signature:
+def replace(path: Path, content: Content) -> Signature:
     """Put `content` in the place of `path`, durably. Raises FileStoreError."""
     made = prepare(path, content)
     _publish_or_discard(path)

@@ -16,7 +16,14 @@ from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.halves import hashes_of, same_half
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
-from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, TaskChange, TaskText
+from datahound_storage.tasks import (
+    BulkChange,
+    Conflict,
+    PreparedTask,
+    TaskChange,
+    TaskText,
+    texts_by_key,
+)
 
 log = Reporter()
 
@@ -80,7 +87,7 @@ class FileStore:
 
     def get_text(self, task_key: str) -> str | None:
         """The text of a task, None if there is none."""
-        return dict(self.list_texts()).get(task_key)
+        return texts_by_key(self.list_texts()).get(task_key)
 
     def add(self, prepared: PreparedTask) -> bool:
         """Add a task at the end; False if the key exists."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import orjson
 
@@ -116,6 +116,12 @@ def task_line(task_key: str, hashes: Hashes) -> str:
     return f"{orjson.dumps(task_key).decode()}:{orjson.dumps(hashes).decode()}"
 
 
+def line_hashes(line: str) -> Hashes:
+    """The hashes that the line of a task holds."""
+    ((operator, scheduler),) = orjson.loads(f"{{{line}}}").values()
+    return operator, scheduler
+
+
 def encode(
     header: SidecarHeader,
     lines: Iterable[str],
@@ -127,6 +133,40 @@ def encode(
     first = orjson.dumps(value | ({"shown_since": shown_since} if shown_since else {})).decode()
     joined = ",\n".join(lines)
     return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
+
+
+class Previous:
+    """The sidecar that is about to be replaced, to be read only where it is wanted back.
+
+    Kept open, as its name will lead to another file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self._path.open("rb", buffering=0)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise cannot("read", self._path, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def content(self) -> bytes | None:
+        """Its bytes, None where there was none. Raises FileStoreError."""
+        if self._file is None:
+            return None
+        try:
+            self._file.seek(0)
+            return self._file.read()
+        except OSError as error:
+            raise cannot("read", self._path, error) from error
 
 
 def settle(path: Path, unpublished: atomic.Signature | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
 _TASK_ID = re.compile(r'"task_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ASIDE = ".damaged-"
+_SEPARATOR = ",\n  "
+_FIRST, _BETWEEN, _LAST = b"[\n  {", b",\n  {", b"}\n]"
+# Tasks that are joined at once: memory for all of them together would cost more than the joining.
+_BLOCK = 256
+_SIZE = 16
 
 
 class SnapshotItem(NamedTuple):
@@ -52,15 +58,56 @@ class Snapshot:
         return bool(self.problems)
 
 
-def assemble(texts: Iterable[str]) -> bytes:
-    """The bytes of a snapshot that shows these tasks, in this order."""
-    joined = ",\n  ".join(texts)
-    return f"[\n  {joined}\n]".encode("ascii") if joined else b"[]"
+def assemble(texts: Iterable[str]) -> Iterator[bytes]:
+    """The bytes of a snapshot that shows these tasks, in this order; block by block."""
+    remaining = iter(texts)
+    block = list(islice(remaining, _BLOCK))
+    before, empty = "[\n  ", not block
+    while block:
+        following = list(islice(remaining, _BLOCK))
+        after = "" if following else "\n]"
+        yield f"{before}{_SEPARATOR.join(block)}{after}".encode("ascii")
+        before, block = _SEPARATOR, following
+    if empty:
+        yield b"[]"
 
 
 def digest(content: bytes) -> str:
-    """The hash by which a snapshot is recognised."""
-    return blake2b(content, digest_size=16).hexdigest()
+    """The hash by which a snapshot is recognised.
+
+    Of one in our layout it is a hash of hashes, so that it can be told without its content.
+    """
+    if not (content.startswith(_FIRST) and content.endswith(_LAST)):
+        return blake2b(content, digest_size=_SIZE).hexdigest()
+    return digest_of_texts(map(_hash, _parts(memoryview(content)[4:-2], content)))
+
+
+def _parts(body: memoryview, content: bytes) -> Iterator[memoryview]:
+    """What stands between the places where one task ends and the next one begins."""
+    start, offset = 0, 4
+    while (end := content.find(_BETWEEN, start + offset, len(content) - 2)) >= 0:
+        yield body[start : end - offset]
+        start = end - offset + len(_SEPARATOR)
+    yield body[start:]
+
+
+def digest_of_texts(digests: Iterable[bytes]) -> str:
+    """The hash of a snapshot in our layout, from the `text_digest` of its tasks in order."""
+    joined = b"".join(digests)
+    if not joined:
+        return digest(b"[]")
+    return blake2b(joined, digest_size=_SIZE, person=b"texts").hexdigest()
+
+
+def text_digest(text: str) -> bytes | None:
+    """The part of a task in the hash of its snapshot; None of a text in another layout."""
+    if not text.startswith("{") or not text.endswith("}") or _SEPARATOR + "{" in text:
+        return None
+    return _hash(text.encode())
+
+
+def _hash(text: bytes | memoryview) -> bytes:
+    return blake2b(text, digest_size=_SIZE).digest()
 
 
 def read(path: Path) -> Snapshot:

@@ -444,7 +444,7 @@ def no_room_for_snapshots() -> Iterator[None]:
     """A disk that has room for a sidecar still, and for no snapshot."""
     really_prepare = atomic.prepare
 
-    def prepare(path: Path, content: bytes, like: Path | None = None) -> atomic.Signature:
+    def prepare(path: Path, content: atomic.Content, like: Path | None = None) -> atomic.Signature:
         if path.name == "scheduled_tasks.json":
             atomic.discard(path)
             raise FileStoreError("no space left on device")

@@ -21,7 +21,7 @@ def as_file(tasks: list[Any]) -> bytes:
 def reassembled(content: bytes) -> bytes:
     items, problems = snapshot.parse(content)
     assert problems == []
-    return snapshot.assemble(item.text for item in items)
+    return b"".join(snapshot.assemble(item.text for item in items))
 
 
 @examples

@@ -83,7 +83,7 @@ def test_a_task_under_another_id_is_not_known(bases: Bases) -> None:
 
 
 def test_nothing_is_kept_of_objects_that_are_gone(bases: Bases, identities: Identities) -> None:
-    tasks = [LoadedTask(make_task()) for _ in range(100)]
+    tasks = [Plain() for _ in range(100)]
     for task in tasks:
         bases.loaded(task, "t1", "text")
     assert len(identities._known) == 100

@@ -44,7 +44,7 @@ class TestParse:
         items, found = snapshot.parse(as_file(tasks))
         assert found == []
         assert [item.task for item in items] == tasks
-        assert snapshot.assemble(item.text for item in items) == as_file(tasks)
+        assert b"".join(snapshot.assemble(item.text for item in items)) == as_file(tasks)
 
     def test_every_item_has_its_key_and_the_value_of_its_text(self) -> None:
         for item, task in zip(snapshot.parse(as_file(SMALL))[0], SMALL, strict=True):
@@ -55,7 +55,7 @@ class TestParse:
         text = json.dumps(SMALL, indent=2, ensure_ascii=False).replace("\n", "\r\n") + "\r\n"
         items, found = snapshot.parse(text.encode("utf-8-sig"))
         assert found == []
-        assert snapshot.assemble(item.text for item in items) == as_file(SMALL)
+        assert b"".join(snapshot.assemble(item.text for item in items)) == as_file(SMALL)
 
     def test_numbers_keep_their_spelling(self) -> None:
         content = b'[{"task_id": "a", "n": [1.50, 1E5, -0, 1e400, NaN, -Infinity]}]'
