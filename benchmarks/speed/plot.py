@@ -18,13 +18,13 @@ from benchmarks.speed.measure import Result
 from benchmarks.speed.results import Results
 
 # In units of the drawing, which is shown at any width: a phone shows it at about 360.
-COLUMNS, WIDTH, HEIGHT = 2, 264, 240
-_HEAD, _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 50, 24, 64, 44
+COLUMNS, WIDTH, HEIGHT = 2, 264, 248
+_HEAD, _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 50, 24, 68, 48
 # Where a label would be cut off by the edge of its panel.
 _EDGE = 18
 _STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #24292f }
-.title { font-weight: 600; font-size: 14px }
+text { font: 15px system-ui, sans-serif; fill: #24292f }
+.title { font-weight: 600; font-size: 16px }
 .label { fill: #57606a }
 .back { fill: #ffffff }
 .grid { stroke: #d8dee4 }
@@ -108,7 +108,7 @@ class Panel:
         name, _, rest = self.operation.partition(", ")
         yield _text(8, 18, name, "title")
         yield _text(8, 35, rest, "label")
-        yield _text(_LEFT - 8, _TOP - 8, "ms", "label", "end")
+        yield _text(_LEFT - 8, _TOP - 13, "ms", "label", "end")
         yield _text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 10, self._of, "label", "middle")
 
     def _grid(self) -> Iterator[str]:
@@ -119,7 +119,7 @@ class Panel:
         for value in self._x.ticks():
             x = self._x.at(value)
             yield _rule(x, _TOP, x, HEIGHT - _BOTTOM)
-            yield _text(x, HEIGHT - _BOTTOM + 17, short(value), "label", "middle")
+            yield _text(x, HEIGHT - _BOTTOM + 19, short(value), "label", "middle")
 
     def _curve(self, kind: str, value: Callable[[Result], float]) -> Iterator[str]:
         points = [(self._x.at(line.size), self._y.at(value(line))) for line in self.lines]
@@ -157,12 +157,12 @@ def panels(results: Results) -> list[Panel]:
 
 
 def _legend() -> Iterator[str]:
-    for x, kind, words in ((8, "ours", "ours"), (86, "floor", "floor")):
+    for x, kind, words in ((8, "ours", "ours"), (90, "floor", "floor")):
         yield f'<polyline points="{x},20 {x + 26},20" class="line {kind}"/>'
         yield f'<circle cx="{x + 13}" cy="20" r="3.5" class="dot {kind}"/>'
         yield _text(x + 32, 24, words, "label")
-    yield _text(168, 24, "1.23", "ratio")
-    yield _text(206, 24, "ours / floor, the median of the rounds", "label")
+    yield _text(170, 24, "1.23", "ratio")
+    yield _text(210, 24, "ours / floor, the median of the rounds", "label")
 
 
 def svg(results: Results) -> str:
