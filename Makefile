@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOAK_EXAMPLES ?= 10000
+BENCH_JSON ?= bench.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak scaling lint format revision drift clean
+.PHONY: help install demo test soak scaling bench bench-check lint format revision drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,12 @@ soak: install ## the model of tests/property with SOAK_EXAMPLES (10000) random e
 
 scaling: install ## measure what docs/scaling.md says (12 minutes; SCALING_ARGS="--runs 100000")
 	@$(BIN)/python -m benchmarks.scaling $(SCALING_ARGS)
+
+bench: install ## measure what docs/performance.md says, into BENCH_JSON (BENCH_ARGS="--sizes 100 1000")
+	@$(BIN)/python -m benchmarks.speed --json "$(BENCH_JSON)" $(BENCH_ARGS)
+
+bench-check: install ## fail where an operation takes longer, beside its floor, than promised
+	@$(BIN)/python -m benchmarks.speed --check --groups tasks runs threads peers $(BENCH_ARGS)
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions
 	@$(BIN)/ruff format --check .

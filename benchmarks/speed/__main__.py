@@ -9,58 +9,74 @@ import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
-from benchmarks.speed.measure import BUDGET, Case, Result, measure
-from benchmarks.speed.task_cases import SIZES, TaskCases
+from benchmarks.speed import memory
+from benchmarks.speed.environment import measured_on
+from benchmarks.speed.groups import GROUPS, cases
+from benchmarks.speed.measure import Case, measure
+from benchmarks.speed.results import Results, verdict
+from benchmarks.speed.screen import Screen
+from benchmarks.speed.task_cases import SIZES
 from benchmarks.speed.world import World
 from datahound_storage.testing import EmbeddedServer
+
+# How often a line that is over its bound is measured again; none are after so many seconds.
+REPEATS, NO_MORE_REPEATS = 3, 20 * 60
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="numbers of tasks")
     parser.add_argument("--only", default="", help="operations whose name has this in it")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for each line")
+    parser.add_argument("--groups", nargs="*", default=(*GROUPS, "memory"), help="parts of it")
+    parser.add_argument("--budget", type=float, help="seconds for each line; default: by size")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--check", action="store_true", help="fail where a ratio is over its bound")
+    parser.add_argument("--memory-tasks", type=int, default=100_000)
+    parser.add_argument("--memory-runs", type=int, default=3_000_000)
     parser.add_argument("--directory", default="/var/tmp", help="on the disk to be measured")
     return parser.parse_args()
 
 
-def cases(world: World, given: argparse.Namespace) -> Iterator[Case]:
-    for size in given.sizes:
-        tasks = TaskCases(world, size)
-        for group in (tasks.single, tasks.listing, tasks.saving, tasks.importing):
-            yield from group()
-        tasks.close()
+def budget_of(case: Case) -> float:
+    """Seconds for the rounds of a case: more where a round takes longer."""
+    return 6.0 if case.size <= 1_000 else 10.0 if case.size <= 10_000 else 15.0
 
 
-def show(result: Result) -> None:
-    bound = "" if result.bound is None else f"{result.bound:.2f}"
-    mark = " OVER" if result.is_over else ""
-    print(
-        f"{result.operation:40} {result.size:8,} {result.ours_ms:10.2f} {result.floor_ms:10.2f} "
-        f"{result.ratio:7.2f} ({result.low:.2f}–{result.high:.2f}) {bound:>6} n={result.rounds}{mark}",
-        flush=True,
-    )
+def run(world: World, given: argparse.Namespace, screen: Screen, results: Results) -> None:
+    """Measure everything that is wanted."""
+    began = time.monotonic()
+    for case in cases(world, given.groups, given.sizes):
+        if given.only in case.operation:
+            budget = given.budget or budget_of(case)
+            again = given.check and time.monotonic() - began < NO_MORE_REPEATS
+            results.lines.append(measure(case, budget, REPEATS if again else 0))
+            screen.line(results.lines[-1])
+    if "memory" in given.groups:
+        for line in memory.lines(world, given.memory_tasks, given.memory_runs):
+            screen.memory(line, first=not results.memory)
+            results.memory.append(line)
 
 
 def main() -> None:
     given = arguments()
     logging.disable(logging.WARNING)
+    screen = Screen()
     with (
         tempfile.TemporaryDirectory(dir=given.directory) as name,
         EmbeddedServer(Path(name) / "server", settings={"max_wal_size": "4GB"}) as server,
     ):
-        world = World(Path(name), server)
-        over = [
-            result
-            for case in cases(world, given)
-            if given.only in case.operation
-            for result in [measure(case, given.budget)]
-            if (show(result) or result.is_over)
-        ]
-    sys.exit(1 if over else 0)
+        results = Results(measured_on(server.url))
+        run(World(Path(name), server), given, screen, results)
+    screen.end(results)
+    if given.json:
+        results.write(given.json)
+    if given.check:
+        code, said = verdict(results)
+        screen.say(said)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

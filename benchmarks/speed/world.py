@@ -50,6 +50,14 @@ class World:
             upgrade(url, import_files=False)
         return url
 
+    def empty_database(self) -> str:
+        """A new database without tables."""
+        self._made += 1
+        name = f"measured_{self._made}"
+        with psycopg.connect(self._server.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self._server.url.replace("/postgres?", f"/{name}?")
+
     def drop(self, url: str) -> None:
         """Drop a database."""
         with psycopg.connect(self._server.url, autocommit=True) as connection:
