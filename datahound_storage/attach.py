@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -111,20 +111,24 @@ def _report(plan: Plan, paths: StatePaths) -> None:
 
 def _to_remember(
     side: FilesSide, changes: Changes, *, is_known: bool
-) -> tuple[str, str | None] | None:
+) -> tuple[str, Callable[[], str | None]] | None:
     """What the database is to keep of a meeting until the snapshot was written; None: as it is.
 
     `is_known`: it keeps something of an earlier one.
     """
     if side.mark is None or (side.is_as_written_for(changes) and not is_known):
         return None
+    # It takes a while, and the server is busy with the tasks anyway.
+    side.begin_hashing()
+    return side.mark, lambda: _told(side, changes)
+
+
+def _told(side: FilesSide, changes: Changes) -> str | None:
     known = side.sidecar if side.is_of(changes) else None
     shown = side.hashes
     reordered = known is not None and _base(known).was_reordered(shown)
     carried = carried_over(known, side.snapshot, shown, changes.newest_us, reordered=reordered)
-    if carried.is_empty:
-        return (side.mark, None) if is_known else None
-    return side.mark, carried.encode()
+    return None if carried.is_empty else carried.encode()
 
 
 def carried_before(side: FilesSide, dal: StorageDAL) -> CarriedOver | None:

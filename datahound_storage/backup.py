@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from datahound_storage.attach import Keep, meet
 from datahound_storage.belonging import is_older
@@ -25,7 +25,7 @@ from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
 from datahound_storage.standing import StandingSnapshot
 from datahound_storage.tasks import TaskText
-from datahound_storage.view import TaskView
+from datahound_storage.view import Look, TaskView
 
 # A peer that starts at the same time may be importing thousands of tasks.
 ATTACH_PATIENCE = 60.0
@@ -114,8 +114,10 @@ class SnapshotBackup:
         except FileStoreError as error:
             self.report(error)
 
-    def after_commit(self, stamp: int) -> bool:
+    def after_commit(self, stamp: int, looks: Mapping[str, Look] | None = None) -> bool:
         """Make the snapshot show a committed change. Durable when it returns True.
+
+        `looks` are what is known already of texts that are new by it.
 
         A file that cannot be written is reported and left whole, and the next call tries again.
         Raises DatabaseError where the state could not be read.
@@ -123,7 +125,8 @@ class SnapshotBackup:
         try:
             with locked(self._paths.lock_file, self._patience):
                 if not self._is_covered(stamp):
-                    self._refresh()
+                    with uncollected():
+                        self._refresh(looks)
         except _BEHIND as error:
             self.report(error)
             return False
@@ -167,18 +170,18 @@ class SnapshotBackup:
             and self._standing.stands
         )
 
-    def _refresh(self) -> None:
+    def _refresh(self, looks: Mapping[str, Look] | None = None) -> None:
         if self._view.state is None or not self._standing.is_ours():
             self._meet()
             return
-        self._read()
+        self._read(looks)
         if self._needs_writing() or self._standing.stale:
             self._write()
         else:
             self._standing.settle()
         self.problem = None
 
-    def _read(self) -> None:
+    def _read(self, looks: Mapping[str, Look] | None = None) -> None:
         losses = self._dal.database.losses
         if losses != self._losses:
             # If the server crashed, new changes may have stamps that the snapshot takes for old.
@@ -187,7 +190,7 @@ class SnapshotBackup:
         changes = self._dal.read_changes(known)
         self._losses = losses
         self._check_not_before(changes)
-        touched = self._view.apply(changes)
+        touched = self._view.apply(changes, looks)
         self._standing.note_changed(touched)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)

@@ -218,7 +218,8 @@ class StorageDAL(RunDAL):
         if change.conflicts:
             task_table.insert_conflicts(connection, change.conflicts)
         if change.carried_over is not None:
-            memory.remember_carried_over(connection, *change.carried_over)
+            mark, tell = change.carried_over
+            memory.remember_carried_over(connection, mark, tell())
 
     def read_changes(self, known: DatabaseState | None) -> Changes:
         """What changed since a known state, or everything."""

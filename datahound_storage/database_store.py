@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
+from datahound_storage.view import Look, LookingAhead
 
 log = Reporter()
 
@@ -139,10 +140,12 @@ class DatabaseStore:
     def change_all(self, decide: Decide) -> None:
         """Change many tasks in one transaction."""
         wanted: list[BulkChange] = []
+        ahead: list[LookingAhead] = []
 
         def decide_changes(changes: Changes) -> BulkChange:
             ordered = sorted(changes.tasks, key=lambda task: (task.position, task.task_key))
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
+            ahead.append(LookingAhead(wanted[-1].write))
             return wanted[-1]
 
         begun, known = time.time_ns(), self.backup.known_tasks()
@@ -150,12 +153,15 @@ class DatabaseStore:
             stamp = self._dal.change_all(decide_changes, known=known)
         change = wanted[-1]
         task_keys = [*(p.task_key for p in change.write), *change.delete]
-        self._follow(Owed(stamp, lambda files: files.change_all(decide), begun), task_keys)
+        redo = Owed(stamp, lambda files: files.change_all(decide), begun)
+        self._follow(redo, task_keys, ahead[-1].looks())
 
-    def _follow(self, owed: Owed, task_keys: Sequence[str]) -> None:
+    def _follow(
+        self, owed: Owed, task_keys: Sequence[str], looks: Mapping[str, Look] | None = None
+    ) -> None:
         self._owed.append(owed)
         try:
-            if self.backup.after_commit(owed.stamp):
+            if self.backup.after_commit(owed.stamp, looks):
                 self._forget_shown()
         except DatabaseError as error:
             raise CommittedError(str(error)) from error

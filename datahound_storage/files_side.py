@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from threading import Thread
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, Sidecar
-from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.files.snapshot import Snapshot, SnapshotItem
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
+
+# So many are hashed before a thread has begun.
+_FEW = 200
 
 
 @dataclass
@@ -28,14 +32,31 @@ class FilesSide:
     snapshot: Snapshot
     sidecar: Sidecar | None
     mark: str | None = None
+    _hashing: Thread | None = field(default=None, repr=False, compare=False)
+    _hashed: dict[str, Hashes] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def hashes(self) -> dict[str, Hashes]:
         """The hashes of each task in the snapshot."""
-        return {
-            item.task_key: hashes_of(item.task, is_finite=item.is_read_alike)
-            for item in self.snapshot.items
-        }
+        if self._hashing is not None:
+            self._hashing.join()
+        known = self.sidecar
+        if known is not None and known.header.after == self.snapshot.digest:
+            # What was written beside this very content need not be worked out again.
+            return {
+                i.task_key: known.tasks.get(i.task_key) or _hashes(i) for i in self.snapshot.items
+            }
+        found = self._hashed or {}
+        return {i.task_key: found.get(i.task_key) or _hashes(i) for i in self.snapshot.items}
+
+    def begin_hashing(self) -> None:
+        """Work out `hashes` beside what the caller does next."""
+        if self._hashing is None and len(self.snapshot.items) > _FEW:
+            self._hashing = Thread(target=self._hash, name="datahound-hashing", daemon=True)
+            self._hashing.start()
+
+    def _hash(self) -> None:
+        self._hashed = {item.task_key: _hashes(item) for item in self.snapshot.items}
 
     @property
     def is_complete(self) -> bool:
@@ -61,6 +82,10 @@ class FilesSide:
             return False
         recognised = known.header.recognises(self.snapshot.digest, self.snapshot.signature)
         return recognised and self.is_of(changes)
+
+
+def _hashes(item: SnapshotItem) -> Hashes:
+    return hashes_of(item.task, is_finite=item.is_read_alike)
 
 
 def look_at_files(paths: StatePaths, found: Snapshot | None = None) -> FilesSide:

@@ -122,9 +122,10 @@ class Meeting:
 
         Then the base does not know it, and it looks as if only the files had made it.
         """
-        text, operator = self.buried.get(key), hashes_of(version.task)[OPERATOR]
+        text = self.buried.get(key)
         if text is None or self.base is None:
             return False
+        operator = hashes_of(version.task)[OPERATOR]
         was_on_both = self.base.was_shown_since(key, OPERATOR, operator)
         return was_on_both and same_half(hashes_of(decode(text))[OPERATOR], operator)
 

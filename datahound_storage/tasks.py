@@ -6,7 +6,7 @@ where somebody changed a column by hand, `apply_columns` writes the change back 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -113,7 +113,7 @@ class TaskChange(NamedTuple):
 class BulkChange(NamedTuple):
     """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
 
-    `conflicts` are versions that lose by it, to be kept for the operator. `carried_over` is what is
+    `conflicts` are versions that lose by it, to be kept for the operator. `carried_over` tells what is
     to be remembered of a meeting (None: nothing), after the mark of its files.
     """
 
@@ -121,7 +121,7 @@ class BulkChange(NamedTuple):
     delete: list[str]
     order: list[str] | None = None
     conflicts: tuple[Conflict, ...] = ()
-    carried_over: tuple[str, str | None] | None = None
+    carried_over: tuple[str, Callable[[], str | None]] | None = None
 
 
 class TaskText(NamedTuple):

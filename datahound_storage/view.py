@@ -7,8 +7,9 @@ its user holds the file lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
+from threading import Thread
 from typing import NamedTuple
 
 from datahound_storage.codec import read
@@ -17,7 +18,10 @@ from datahound_storage.files.sidecar import task_line
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.tasks import TaskText
+from datahound_storage.tasks import PreparedTask, TaskText
+
+# So few are looked at before a thread has begun.
+_FEW = 200
 
 
 class Look(NamedTuple):
@@ -151,3 +155,25 @@ def look_at(task_key: str, text: str) -> Look:
     item = TaskText(task_key, text, is_read_alike)
     line = task_line(task_key, hashes_of(task, is_finite=is_read_alike))
     return Look(item, line, snapshot.text_digest(text))
+
+
+class LookingAhead:
+    """Looks at the texts that are about to be written, while the server is busy with them."""
+
+    def __init__(self, prepared: Sequence[PreparedTask]) -> None:
+        self._looks: dict[str, Look] = {}
+        self._prepared = prepared
+        self._thread: Thread | None = None
+        if len(prepared) > _FEW:
+            self._thread = Thread(target=self._work, name="datahound-looking-ahead", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        for prepared in self._prepared:
+            self._looks[prepared.task_key] = look_at(prepared.task_key, prepared.text)
+
+    def looks(self) -> dict[str, Look]:
+        """The looks, of few texts none."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._looks

@@ -143,9 +143,12 @@ _INCOMING = """
 CREATE TEMP TABLE incoming_tasks (
     task_key text, task_type text, company text, schedule_type text,
     schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
-    config_json jsonb, task_text text
+    config_text text, task_text text
 ) ON COMMIT DROP"""
-_COPY_CHANGED = f"COPY incoming_tasks ({COLUMNS}, config_json, task_text) FROM STDIN"
+_COPY_CHANGED = (
+    f"COPY incoming_tasks ({COLUMNS}, config_text, task_text) FROM STDIN (FORMAT BINARY)"
+)
+_CHANGED_TYPES = [*["text"] * 6, *["timestamptz"] * 2, *["text"] * 2]
 _COPY_NEW = f"COPY scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone) FROM STDIN"
 _UPDATE_MANY = """
 UPDATE scheduler_tasks AS t SET
@@ -153,7 +156,7 @@ UPDATE scheduler_tasks AS t SET
     schedule_expr = i.schedule_expr, status = i.status,
     created_at = coalesce(i.created_at, t.created_at),
     updated_at = coalesce(i.updated_at, t.updated_at),
-    config_json = coalesce(i.config_json, i.task_text::jsonb), task_text = i.task_text,
+    config_json = coalesce(i.config_text, i.task_text)::jsonb, task_text = i.task_text,
     edited_columns = '{}'
 FROM incoming_tasks AS i
 WHERE t.task_key = i.task_key
@@ -180,6 +183,7 @@ def update_many(connection: Connection, prepared: Iterable[PreparedTask]) -> Non
     connection.execute("DROP TABLE IF EXISTS pg_temp.incoming_tasks")
     connection.execute(_INCOMING)
     with connection.cursor().copy(_COPY_CHANGED) as copy:
+        copy.set_types(_CHANGED_TYPES)
         for columns, text in prepared:
             jsonb = for_jsonb(text)
             # Mostly the text itself, which the server need not be sent twice.
