@@ -85,7 +85,7 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Met:
         made.append(plans[-1].change._replace(carried_over=kept))
         return made[-1]
 
-    dal.change_all(decide, min(_PATIENCE, dal.database.timeout))
+    dal.change_all(decide, min(_PATIENCE, dal.database.timeout), beside=side)
     _report(plans[-1], paths)
     return Met(side, side.mark if made[-1].carried_over is not None else None)
 
@@ -118,8 +118,7 @@ def _to_remember(
     """
     if side.mark is None or (side.is_as_written_for(changes) and not is_known):
         return None
-    # It takes a while, and the server is busy with the tasks anyway.
-    side.begin_hashing()
+    # When all is written: until then there is time for hashing beside it.
     return side.mark, lambda: _told(side, changes)
 
 

@@ -173,11 +173,13 @@ def _may_need_cleaning(outline: bytes) -> bool:
 
 def for_text_column(value: str) -> str:
     """A string that a text column takes, U+FFFD for U+0000 and lone surrogates."""
-    return _REFUSED_BY_POSTGRES.sub("\ufffd", value)
+    return value if fits_text_column(value) else _REFUSED_BY_POSTGRES.sub("\ufffd", value)
 
 
 def fits_text_column(value: str) -> bool:
     """Whether Postgres takes the string as it is."""
+    if value.isascii():
+        return "\x00" not in value
     return _REFUSED_BY_POSTGRES.search(value) is None
 
 

@@ -7,8 +7,9 @@ committed when it returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -19,7 +20,7 @@ from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
+from datahound_storage.postgres.task_table import Beside, KeptConflict, Tombstone, Written
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.records import SchedulerTaskFilter, SchedulerTaskRecord
 from datahound_storage.run_dal import RunDAL
@@ -37,6 +38,16 @@ class KnownTasks(NamedTuple):
     state: DatabaseState
     tasks: dict[str, StoredTask]
     losses: int
+
+
+def _present_ones(
+    write: Iterable[PreparedTask], present: Collection[str], others: list[PreparedTask]
+) -> Iterator[PreparedTask]:
+    for prepared in write:
+        if prepared.task_key in present:
+            yield prepared
+        else:
+            others.append(prepared)
 
 
 class StorageDAL(RunDAL):
@@ -163,17 +174,21 @@ class StorageDAL(RunDAL):
         patience: float | None = None,
         *,
         known: KnownTasks | None = None,
+        beside: Beside | None = None,
     ) -> int:
         """Change many tasks in one transaction: all or nothing. Returns its stamp.
 
         Waits `patience` seconds (None: an operation's time) for other writers, then LockedError.
 
         `decide` gets all tasks, which nobody else can change meanwhile, and may be called again
-        after a failure. What it raises undoes the change. `known` tasks need not be fetched.
+        after a failure. What it raises undoes the change. `known` tasks need not be fetched,
+        and `beside` is work to do while the server is busy.
         """
         wait = self.database.timeout if patience is None else patience
         attempts: list[tuple[UUID, int]] = []
-        self.database.run(lambda c: self._change_all(c, decide, wait, attempts, known), bulk=True)
+        self.database.run(
+            lambda c: self._change_all(c, decide, wait, attempts, known, beside), bulk=True
+        )
         return attempts[-1][1]
 
     def _change_all(
@@ -183,6 +198,7 @@ class StorageDAL(RunDAL):
         patience: float,
         attempts: list[tuple[UUID, int]],
         known: KnownTasks | None,
+        beside: Beside | None,
     ) -> None:
         with connection.transaction():
             task_table.lock_for_bulk_change(connection, patience)
@@ -193,7 +209,16 @@ class StorageDAL(RunDAL):
             attempts.append((token, memory.begin_change(connection, token)))
             found = self._read_all(connection, known)
             present = {task.task_key for task in found.tasks}
-            self._apply(connection, decide(found), present)
+            self._apply(connection, decide(found), present, beside)
+
+    def _new_rows(
+        self, added: Iterable[PreparedTask], beside: Beside | None
+    ) -> Iterator[task_table.TaskRow]:
+        for prepared in added:
+            yield task_table.new_row(*prepared, self.timezone)
+            if beside is not None:
+                # The server takes longer with a task than we do.
+                beside.look(prepared)
 
     def _read_all(self, connection: DeadlineConnection, known: KnownTasks | None) -> Changes:
         """All tasks; only what is not known is fetched."""
@@ -201,17 +226,24 @@ class StorageDAL(RunDAL):
             return changes.read_all(connection)
         return changes.read_all_since(connection, known.state, known.tasks)
 
-    def _apply(self, connection: DeadlineConnection, change: BulkChange, present: set[str]) -> None:
+    def _apply(
+        self,
+        connection: DeadlineConnection,
+        change: BulkChange,
+        present: set[str],
+        beside: Beside | None,
+    ) -> None:
         """Carry out a bulk change inside the caller's transaction."""
         if change.delete:
             task_table.delete_many(connection, change.delete)
             present.difference_update(change.delete)
-        changed = [prepared for prepared in change.write if prepared.task_key in present]
-        added = [prepared for prepared in change.write if prepared.task_key not in present]
-        if changed:
-            task_table.update_many(connection, changed)
+        added: list[PreparedTask] = []
+        changed = _present_ones(change.write, present, added)
+        first = next(changed, None)
+        if first is not None:
+            task_table.update_many(connection, chain([first], changed), beside)
         if added:
-            rows = (task_table.new_row(*prepared, self.timezone) for prepared in added)
+            rows = self._new_rows(added, beside)
             task_table.insert_many(connection, rows)
         if change.order is not None:
             task_table.reorder(connection, change.order)

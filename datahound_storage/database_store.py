@@ -140,21 +140,20 @@ class DatabaseStore:
     def change_all(self, decide: Decide) -> None:
         """Change many tasks in one transaction."""
         wanted: list[BulkChange] = []
-        ahead: list[LookingAhead] = []
 
         def decide_changes(changes: Changes) -> BulkChange:
             ordered = sorted(changes.tasks, key=lambda task: (task.position, task.task_key))
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
-            ahead.append(LookingAhead(wanted[-1].write))
             return wanted[-1]
 
-        begun, known = time.time_ns(), self.backup.known_tasks()
+        begun, ahead = time.time_ns(), LookingAhead()
         with uncollected():
-            stamp = self._dal.change_all(decide_changes, known=known)
+            known = self.backup.known_tasks()
+            stamp = self._dal.change_all(decide_changes, known=known, beside=ahead)
         change = wanted[-1]
         task_keys = [*(p.task_key for p in change.write), *change.delete]
         redo = Owed(stamp, lambda files: files.change_all(decide), begun)
-        self._follow(redo, task_keys, ahead[-1].looks())
+        self._follow(redo, task_keys, ahead.looks)
 
     def _follow(
         self, owed: Owed, task_keys: Sequence[str], looks: Mapping[str, Look] | None = None

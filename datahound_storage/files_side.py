@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from threading import Thread
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
@@ -16,9 +15,7 @@ from datahound_storage.files.sidecar import Hashes, Sidecar
 from datahound_storage.files.snapshot import Snapshot, SnapshotItem
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
-
-# So many are hashed before a thread has begun.
-_FEW = 200
+from datahound_storage.tasks import PreparedTask
 
 
 @dataclass
@@ -32,31 +29,36 @@ class FilesSide:
     snapshot: Snapshot
     sidecar: Sidecar | None
     mark: str | None = None
-    _hashing: Thread | None = field(default=None, repr=False, compare=False)
-    _hashed: dict[str, Hashes] | None = field(default=None, repr=False, compare=False)
+    _hashed: dict[str, Hashes] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def hashes(self) -> dict[str, Hashes]:
         """The hashes of each task in the snapshot."""
-        if self._hashing is not None:
-            self._hashing.join()
         known = self.sidecar
         if known is not None and known.header.after == self.snapshot.digest:
             # What was written beside this very content need not be worked out again.
             return {
                 i.task_key: known.tasks.get(i.task_key) or _hashes(i) for i in self.snapshot.items
             }
-        found = self._hashed or {}
+        found = self._hashed
         return {i.task_key: found.get(i.task_key) or _hashes(i) for i in self.snapshot.items}
 
-    def begin_hashing(self) -> None:
-        """Work out `hashes` beside what the caller does next."""
-        if self._hashing is None and len(self.snapshot.items) > _FEW:
-            self._hashing = Thread(target=self._hash, name="datahound-hashing", daemon=True)
-            self._hashing.start()
+    def look(self, prepared: PreparedTask) -> None:
+        """Hash a task of the snapshot, as there is time for it now."""
+        item = self._items.get(prepared.task_key)
+        if item is not None:
+            self._hashed[item.task_key] = _hashes(item)
 
-    def _hash(self) -> None:
-        self._hashed = {item.task_key: _hashes(item) for item in self.snapshot.items}
+    def note(self, prepared: PreparedTask) -> None:
+        """Nothing to do now."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """Nothing to do meanwhile."""
+        return nullcontext()
+
+    @cached_property
+    def _items(self) -> dict[str, SnapshotItem]:
+        return {item.task_key: item for item in self.snapshot.items}
 
     @property
     def is_complete(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from datahound_storage.bases import LoadedTask
@@ -13,6 +13,7 @@ from datahound_storage.merge import half_of, merge
 from datahound_storage.tasks import (
     BulkChange,
     Conflict,
+    LazyWrites,
     PreparedTask,
     TaskChange,
     TaskText,
@@ -90,8 +91,10 @@ class TaskAdapter:
             task = _keep(known, seen, submitted)
         if task is not submitted or text is None:
             text = _encode(task, known)
-        # An unchanged task keeps its text, and with it the spelling of its numbers.
-        return PreparedTask(columns_of(task), stored if same(task, known) else text)
+        if text != stored and (task == known or "NaN" in stored) and same(task, known):
+            # An unchanged task keeps its text, and with it the spelling of its numbers.
+            text = stored
+        return PreparedTask(columns_of(task), text)
 
     def change(
         self, submitted: Task, stored: str, base: str | None, text: str | None = None
@@ -200,7 +203,6 @@ class WholeState:
         self._bases = bases or {}
         self.wanted: dict[str, Task] = {}
         self._texts: dict[str, str | None] = {}
-        self._lost: list[Conflict] = []
         self.deleted: list[str] = []
         for task in submitted:
             if task["task_id"] in self.wanted:
@@ -208,40 +210,43 @@ class WholeState:
                     f"task_id {task['task_id'][:80]!r} is twice in the list; nothing was saved."
                 )
             self.wanted[task["task_id"]] = task
-            self._texts[task["task_id"]] = adapter.strict_text_of(task)
 
     def text_of(self, task_key: str) -> str:
         """The text of what was submitted."""
-        return self._texts[task_key] or self._adapter.text_of(self.wanted[task_key])
+        return self._texts.get(task_key) or self._adapter.text_of(self.wanted[task_key])
 
     def __call__(self, present: list[TaskText]) -> BulkChange:
         """The change to be made to the present tasks."""
         stored = texts_by_key(present)
-        changes = self._changes(stored)
         missing = [key for key in stored if key not in self.wanted]
         self.deleted = [key for key in missing if self._may_delete(key, stored[key])]
-        write = [c.prepared for key, c in changes.items() if c.prepared.text != stored.get(key)]
+        kept = [key for key in self.wanted if key in stored or key not in self._bases]
+        lost: list[Conflict] = []
         return BulkChange(
-            write,
+            LazyWrites(lambda: self._writes(stored, lost)),
             self.deleted,
-            _new_order(list(changes), missing, self.deleted, stored),
-            (*self._lost, *(lost for change in changes.values() for lost in change.conflicts)),
+            _new_order(kept, missing, self.deleted, stored),
+            lost,
         )
 
-    def _changes(self, stored: dict[str, str]) -> dict[str, TaskChange]:
-        changes, self._lost = {}, []
+    def _writes(self, stored: dict[str, str], lost: list[Conflict]) -> Iterator[PreparedTask]:
+        """What is to be written, and on the way what is lost by it."""
+        lost.clear()
         for key, task in self.wanted.items():
+            text = self._texts[key] = self._adapter.strict_text_of(task)
             base = self._bases.get(key)
             if key in stored:
-                changes[key] = self._adapter.change(task, stored[key], base, self._texts[key])
+                change = self._adapter.change(task, stored[key], base, text)
+                lost.extend(change.conflicts)
+                if change.prepared.text != stored[key]:
+                    yield change.prepared
                 continue
-            prepared = self._adapter.prepare(task, text=self._texts[key])
+            prepared = self._adapter.prepare(task, text=text)
             if base is None:
-                changes[key] = TaskChange(prepared)
+                yield prepared
             elif self._adapter.is_edited(task, base):
                 # Somebody deleted it after the caller had loaded it.
-                self._lost.append(Conflict(key, "task", "later", prepared.text, _DELETED))
-        return changes
+                lost.append(Conflict(key, "task", "later", prepared.text, _DELETED))
 
     def _may_delete(self, key: str, text: str) -> bool:
         seen = self._listed is None or key in self._listed

@@ -6,7 +6,7 @@ where somebody changed a column by hand, `apply_columns` writes the change back 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -110,17 +110,45 @@ class TaskChange(NamedTuple):
     conflicts: tuple[Conflict, ...] = ()
 
 
+class LazyWrites(Collection[PreparedTask]):
+    """Tasks to write that are prepared one by one, while the store takes in those before."""
+
+    def __init__(self, prepare: Callable[[], Iterable[PreparedTask]]) -> None:
+        self._prepare = prepare
+        self._made: list[PreparedTask] | None = None
+
+    def __iter__(self) -> Iterator[PreparedTask]:
+        if self._made is not None:
+            yield from self._made
+            return
+        made = []
+        for prepared in self._prepare():
+            made.append(prepared)
+            yield prepared
+        self._made = made
+
+    def _all(self) -> list[PreparedTask]:
+        return list(self) if self._made is None else self._made
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __contains__(self, prepared: object) -> bool:
+        return prepared in self._all()
+
+
 class BulkChange(NamedTuple):
     """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
 
-    `conflicts` are versions that lose by it, to be kept for the operator. `carried_over` tells what is
-    to be remembered of a meeting (None: nothing), after the mark of its files.
+    `conflicts` are versions that lose by it, to be kept for the operator; they are complete when
+    `write` was gone through. `carried_over` tells what is to be remembered of a meeting (None:
+    nothing), after the mark of its files; it is asked when all is written.
     """
 
-    write: list[PreparedTask]
+    write: Collection[PreparedTask]
     delete: list[str]
     order: list[str] | None = None
-    conflicts: tuple[Conflict, ...] = ()
+    conflicts: Sequence[Conflict] = ()
     carried_over: tuple[str, Callable[[], str | None]] | None = None
 
 
@@ -230,10 +258,13 @@ def check(task: object) -> Task:
     return task
 
 
+_STATUSES = frozenset(TaskStatus)
+
+
 def check_status(task: Task, stored: Task | None = None) -> None:
     """Raise InvalidTaskError for a status that the scheduler does not know, unless it is stored."""
     status = task.get("status")
-    if status is None or status in set(TaskStatus):
+    if status is None or (isinstance(status, str) and status in _STATUSES):
         return
     if stored is None or status != stored.get("status"):
         known = ", ".join(TaskStatus)

@@ -7,7 +7,9 @@ its user holds the file lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from threading import Thread
 from typing import NamedTuple
@@ -158,22 +160,30 @@ def look_at(task_key: str, text: str) -> Look:
 
 
 class LookingAhead:
-    """Looks at the texts that are about to be written, while the server is busy with them."""
+    """Looks at the texts that are being written, while the server is busy with them."""
 
-    def __init__(self, prepared: Sequence[PreparedTask]) -> None:
-        self._looks: dict[str, Look] = {}
-        self._prepared = prepared
-        self._thread: Thread | None = None
-        if len(prepared) > _FEW:
-            self._thread = Thread(target=self._work, name="datahound-looking-ahead", daemon=True)
-            self._thread.start()
+    def __init__(self) -> None:
+        self.looks: dict[str, Look] = {}
+        self._noted: list[PreparedTask] = []
 
-    def _work(self) -> None:
-        for prepared in self._prepared:
-            self._looks[prepared.task_key] = look_at(prepared.task_key, prepared.text)
+    def look(self, prepared: PreparedTask) -> None:
+        """Look at a text."""
+        self.looks[prepared.task_key] = look_at(prepared.task_key, prepared.text)
 
-    def looks(self) -> dict[str, Look]:
-        """The looks, of few texts none."""
-        if self._thread is not None:
-            self._thread.join()
-        return self._looks
+    def note(self, prepared: PreparedTask) -> None:
+        """A text to be looked at later."""
+        self._noted.append(prepared)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at what was noted, in a thread; where that is little, leave it to later."""
+        noted, self._noted = self._noted, []
+        if len(noted) < _FEW:
+            yield
+            return
+        thread = Thread(target=lambda: deque(map(self.look, noted), 0), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()

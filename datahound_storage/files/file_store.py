@@ -135,8 +135,9 @@ class FileStore:
 
         def change(texts: Texts, lost: list[Conflict]) -> bool:
             wanted = decide([TaskText(*item) for item in texts.items()])
+            is_changed = _apply(wanted, texts)
             lost.extend(wanted.conflicts)
-            return _apply(wanted, texts) or bool(lost)
+            return is_changed or bool(lost)
 
         if not self._change(change):
             # What is acknowledged stands there already, perhaps by code that did not sync it.

@@ -7,11 +7,13 @@ in the caller's transaction. Each bears being sent twice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
@@ -23,6 +25,19 @@ Connection = psycopg.Connection[Any]
 COLUMNS = (
     "task_key, task_type, company, schedule_type, schedule_expr, status, created_at, updated_at"
 )
+
+
+class Beside(Protocol):
+    """Work on the tasks of a bulk change, for when there is nothing to do but to wait."""
+
+    def look(self, prepared: PreparedTask) -> None:
+        """Work on a task now."""
+
+    def note(self, prepared: PreparedTask) -> None:
+        """Take note of a task, to work on it while `looking`."""
+
+    def looking(self) -> AbstractContextManager[None]:
+        """Work on what was noted, in a thread, as long as this lasts."""
 
 
 class TaskRow(NamedTuple):
@@ -99,6 +114,14 @@ def update(
         return written
 
 
+def _jsonb(text: str) -> Jsonb:
+    return Jsonb(for_jsonb(text), dumps=_as_it_is)
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
 def _written(found: tuple[Any, ...] | None) -> Written | None:
     return None if found is None else Written(int(found[0]), found[1])
 
@@ -143,20 +166,22 @@ _INCOMING = """
 CREATE TEMP TABLE incoming_tasks (
     task_key text, task_type text, company text, schedule_type text,
     schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
-    config_text text, task_text text
+    config_json jsonb, task_text text
 ) ON COMMIT DROP"""
-_COPY_CHANGED = (
-    f"COPY incoming_tasks ({COLUMNS}, config_text, task_text) FROM STDIN (FORMAT BINARY)"
-)
-_CHANGED_TYPES = [*["text"] * 6, *["timestamptz"] * 2, *["text"] * 2]
-_COPY_NEW = f"COPY scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone) FROM STDIN"
+_COPY_CHANGED = f"""
+COPY incoming_tasks ({COLUMNS}, config_json, task_text) FROM STDIN (FORMAT BINARY)"""
+_COPY_NEW = f"""
+COPY scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone)
+FROM STDIN (FORMAT BINARY)"""
+_CHANGED_TYPES = [*["text"] * 6, *["timestamptz"] * 2, "jsonb", "text"]
+_NEW_TYPES = ["uuid", *_CHANGED_TYPES, "text"]
 _UPDATE_MANY = """
 UPDATE scheduler_tasks AS t SET
     task_type = i.task_type, company = i.company, schedule_type = i.schedule_type,
     schedule_expr = i.schedule_expr, status = i.status,
     created_at = coalesce(i.created_at, t.created_at),
     updated_at = coalesce(i.updated_at, t.updated_at),
-    config_json = coalesce(i.config_text, i.task_text)::jsonb, task_text = i.task_text,
+    config_json = i.config_json, task_text = i.task_text,
     edited_columns = '{}'
 FROM incoming_tasks AS i
 WHERE t.task_key = i.task_key
@@ -171,24 +196,27 @@ def insert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
     found = connection.execute("SELECT now()").fetchone()
     now = found and found[0]
     with connection.cursor().copy(_COPY_NEW) as copy:
+        copy.set_types(_NEW_TYPES)
         for row in rows:
             key, *middle, created_at, updated_at = row.columns
             times = (created_at or now, updated_at or now)
-            jsonb = for_jsonb(row.text)
-            copy.write_row((row.id, key, *middle, *times, jsonb, row.text, row.timezone))
+            copy.write_row((row.id, key, *middle, *times, _jsonb(row.text), row.text, row.timezone))
 
 
-def update_many(connection: Connection, prepared: Iterable[PreparedTask]) -> None:
+def update_many(
+    connection: Connection, prepared: Iterable[PreparedTask], beside: Beside | None = None
+) -> None:
     """Change many tasks inside the caller's transaction; one that is not there is left out."""
     connection.execute("DROP TABLE IF EXISTS pg_temp.incoming_tasks")
     connection.execute(_INCOMING)
     with connection.cursor().copy(_COPY_CHANGED) as copy:
         copy.set_types(_CHANGED_TYPES)
-        for columns, text in prepared:
-            jsonb = for_jsonb(text)
-            # Mostly the text itself, which the server need not be sent twice.
-            copy.write_row((*columns, None if jsonb is text else jsonb, text))
-    connection.execute(_UPDATE_MANY)
+        for one in prepared:
+            copy.write_row((*one.columns, _jsonb(one.text), one.text))
+            if beside is not None:
+                beside.note(one)
+    with beside.looking() if beside is not None else nullcontext():
+        connection.execute(_UPDATE_MANY)
 
 
 def delete_many(connection: Connection, task_keys: Sequence[str]) -> None:
