@@ -12,14 +12,14 @@ from datahound_storage.belonging import check_belongs, shown_at
 from datahound_storage.carried_over import CarriedOver, carried_over
 from datahound_storage.choosing import choose_database, choose_files
 from datahound_storage.codec import decode
-from datahound_storage.dal import StorageDAL
+from datahound_storage.dal import StorageDAL, own_writes
 from datahound_storage.errors import SnapshotError
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar, task_line
 from datahound_storage.files.snapshot import Snapshot, text_digest
 from datahound_storage.files_side import FilesSide, look_at_files, take_files
 from datahound_storage.last_equal import Base
-from datahound_storage.postgres.changes import Changes
+from datahound_storage.postgres.changes import Changes, OwnWrites
 from datahound_storage.postgres.task_table import Tombstone
 from datahound_storage.reconcile import Meeting, Plan, Version, file_version
 from datahound_storage.reporting import Reporter, counted
@@ -43,10 +43,14 @@ _PATIENCE = 1.0
 
 
 class Met(NamedTuple):
-    """The files that met a database; `mark`, under which the database remembers it, if it does."""
+    """The files that met a database, and what was written to that.
+
+    `mark`: under which the database remembers it, if it does.
+    """
 
     side: FilesSide
     mark: str | None
+    own: OwnWrites | None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -85,9 +89,10 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Met:
         made.append(plans[-1].change._replace(carried_over=kept))
         return made[-1]
 
-    dal.change_all(decide, min(_PATIENCE, dal.database.timeout), beside=side)
+    stamp = dal.change_all(decide, min(_PATIENCE, dal.database.timeout), beside=side)
     _report(plans[-1], paths)
-    return Met(side, side.mark if made[-1].carried_over is not None else None)
+    mark = side.mark if made[-1].carried_over is not None else None
+    return Met(side, mark, own_writes(stamp, made[-1]))
 
 
 def _report(plan: Plan, paths: StatePaths) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from datahound_storage.attach import Keep, meet
 from datahound_storage.belonging import is_older
@@ -19,7 +20,7 @@ from datahound_storage.errors import (
 from datahound_storage.files import snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.postgres.changes import Changes
+from datahound_storage.postgres.changes import Changes, OwnWrites
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
@@ -38,6 +39,19 @@ log = Reporter()
 
 class UnshownError(FileStoreError):
     """Files and database have met, and the snapshot cannot show it yet."""
+
+
+class News(NamedTuple):
+    """What a bulk change wrote, and looks at it. Stamps mean something as long as no connection
+    breaks, since which there were `losses`.
+    """
+
+    own: OwnWrites | None = None
+    looks: Mapping[str, Look] | None = None
+    losses: int = 0
+
+
+NOTHING = News()
 
 
 class SnapshotBackup:
@@ -114,10 +128,10 @@ class SnapshotBackup:
         except FileStoreError as error:
             self.report(error)
 
-    def after_commit(self, stamp: int, looks: Mapping[str, Look] | None = None) -> bool:
+    def after_commit(self, stamp: int, news: News = NOTHING) -> bool:
         """Make the snapshot show a committed change. Durable when it returns True.
 
-        `looks` are what is known already of texts that are new by it.
+        `news` is what is known already of what is new by it.
 
         A file that cannot be written is reported and left whole, and the next call tries again.
         Raises DatabaseError where the state could not be read.
@@ -126,7 +140,7 @@ class SnapshotBackup:
             with locked(self._paths.lock_file, self._patience):
                 if not self._is_covered(stamp):
                     with uncollected():
-                        self._refresh(looks)
+                        self._refresh(news)
         except _BEHIND as error:
             self.report(error)
             return False
@@ -170,27 +184,27 @@ class SnapshotBackup:
             and self._standing.stands
         )
 
-    def _refresh(self, looks: Mapping[str, Look] | None = None) -> None:
+    def _refresh(self, news: News = NOTHING) -> None:
         if self._view.state is None or not self._standing.is_ours():
             self._meet()
             return
-        self._read(looks)
+        self._read(news)
         if self._needs_writing() or self._standing.stale:
             self._write()
         else:
             self._standing.settle()
         self.problem = None
 
-    def _read(self, looks: Mapping[str, Look] | None = None) -> None:
+    def _read(self, news: News) -> None:
         losses = self._dal.database.losses
         if losses != self._losses:
             # If the server crashed, new changes may have stamps that the snapshot takes for old.
             self._standing.stale = True
         known = self._view.state if losses == self._losses else None
-        changes = self._dal.read_changes(known)
+        changes = self._dal.read_changes(known, news.own if losses == news.losses else None)
         self._losses = losses
         self._check_not_before(changes)
-        touched = self._view.apply(changes, looks)
+        touched = self._view.apply(changes, news.looks)
         self._standing.note_changed(touched)
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
@@ -222,9 +236,11 @@ class SnapshotBackup:
 
     def _meet(self, keep: Keep | None = None) -> None:
         with uncollected():
+            losses = self._dal.database.losses
             met = meet(self._dal, self._paths, keep)
             self._view = TaskView()
-            self._view.apply(self._dal.read_changes(None), met.looks())
+            own = met.own if losses == self._dal.database.losses else None
+            self._view.apply(self._dal.read_changes(None, own), met.looks())
         found = snapshot.read(self._paths.tasks_file, known=met.snapshot)
         self._standing.take_note(found, self._view)
         try:

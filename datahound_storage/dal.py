@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from datahound_storage.errors import DuplicateTaskError, LockTimeoutError, TaskNotFoundError
 from datahound_storage.mapping import prepare, record_of
 from datahound_storage.postgres import changes, memory, task_table
-from datahound_storage.postgres.changes import Changes, DatabaseState
+from datahound_storage.postgres.changes import Changes, DatabaseState, OwnWrites
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.stored import StoredTask
@@ -38,6 +38,13 @@ class KnownTasks(NamedTuple):
     state: DatabaseState
     tasks: dict[str, StoredTask]
     losses: int
+
+
+def own_writes(stamp: int, change: BulkChange) -> OwnWrites | None:
+    """What a bulk change wrote; None where it also moved tasks, whose texts it does not know."""
+    if change.order is not None:
+        return None
+    return OwnWrites(stamp, {prepared.task_key: prepared.text for prepared in change.write})
 
 
 def _present_ones(
@@ -253,10 +260,12 @@ class StorageDAL(RunDAL):
             mark, tell = change.carried_over
             memory.remember_carried_over(connection, mark, tell())
 
-    def read_changes(self, known: DatabaseState | None) -> Changes:
-        """What changed since a known state, or everything."""
+    def read_changes(self, known: DatabaseState | None, own: OwnWrites | None = None) -> Changes:
+        """What changed since a known state, or everything; the texts of `own` are not fetched."""
         return self.database.run(
-            lambda c: changes.read_all(c) if known is None else changes.read_since(c, known),
+            lambda c: (
+                changes.read_all(c, own) if known is None else changes.read_since(c, known, own)
+            ),
             bulk=known is None,
         ).result
 

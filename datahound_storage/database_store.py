@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
-from datahound_storage.backup import SnapshotBackup
+from datahound_storage.backup import NOTHING, News, SnapshotBackup
 from datahound_storage.collecting import uncollected
-from datahound_storage.dal import StorageDAL
+from datahound_storage.dal import StorageDAL, own_writes
 from datahound_storage.errors import (
     DatabaseError,
     FileStoreError,
@@ -32,7 +32,7 @@ from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
-from datahound_storage.view import Look, LookingAhead
+from datahound_storage.view import LookingAhead
 
 log = Reporter()
 
@@ -147,20 +147,19 @@ class DatabaseStore:
             return wanted[-1]
 
         begun, ahead = time.time_ns(), LookingAhead()
+        losses = self._dal.database.losses
         with uncollected():
             known = self.backup.known_tasks()
             stamp = self._dal.change_all(decide_changes, known=known, beside=ahead)
         change = wanted[-1]
         task_keys = [*(p.task_key for p in change.write), *change.delete]
         redo = Owed(stamp, lambda files: files.change_all(decide), begun)
-        self._follow(redo, task_keys, ahead.looks)
+        self._follow(redo, task_keys, News(own_writes(stamp, change), ahead.looks, losses))
 
-    def _follow(
-        self, owed: Owed, task_keys: Sequence[str], looks: Mapping[str, Look] | None = None
-    ) -> None:
+    def _follow(self, owed: Owed, task_keys: Sequence[str], news: News = NOTHING) -> None:
         self._owed.append(owed)
         try:
-            if self.backup.after_commit(owed.stamp, looks):
+            if self.backup.after_commit(owed.stamp, news):
                 self._forget_shown()
         except DatabaseError as error:
             raise CommittedError(str(error)) from error

@@ -128,7 +128,7 @@ class LazyWrites(Collection[PreparedTask]):
         self._made = made
 
     def _all(self) -> list[PreparedTask]:
-        return list(self) if self._made is None else self._made
+        return list(iter(self)) if self._made is None else self._made
 
     def __len__(self) -> int:
         return len(self._all())

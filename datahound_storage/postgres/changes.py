@@ -35,13 +35,20 @@ class Changes(NamedTuple):
     newest_us: int
 
 
+class OwnWrites(NamedTuple):
+    """What a transaction of this process wrote: its stamp, and the text of each task."""
+
+    stamp: int
+    texts: Mapping[str, str]
+
+
 _STATE = """
     s.identity::text, s.tableoid::bigint, s.epoch, s.filled_at IS NOT NULL,
     pg_current_snapshot()::text"""
 
 _SINCE = f"""
 SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
-    SELECT {STORED_COLUMNS}, false FROM scheduler_tasks
+    SELECT {{columns}}, false FROM scheduler_tasks
     WHERE changed_xid >= pg_snapshot_xmin(%(watermark)s::pg_snapshot)
       AND NOT pg_visible_in_snapshot(changed_xid, %(watermark)s::pg_snapshot)
     UNION ALL
@@ -54,7 +61,7 @@ SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
 
 _ALL = f"""
 SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
-    SELECT {STORED_COLUMNS}, false FROM scheduler_tasks
+    SELECT {{columns}}, false FROM scheduler_tasks
 ) AS c ON true"""
 
 _NEWEST = """
@@ -63,18 +70,30 @@ SELECT (extract(epoch FROM greatest(
     (SELECT max(deleted_at) FROM scheduler_task_tombstones))) * 1000000)::bigint"""
 
 _STATE_WIDTH = 5
+# Who has written a text need not be sent it.
+_LESS = STORED_COLUMNS.replace(
+    " task_text,", " CASE WHEN changed_xid = %(own)s::xid8 THEN NULL ELSE task_text END,"
+)
+_STATEMENTS = {
+    (full, own): (_ALL if full else _SINCE)
+    .format(columns=_LESS if own else STORED_COLUMNS)
+    .encode()
+    for full in (False, True)
+    for own in (False, True)
+}
 
 
-def read_since(connection: DeadlineConnection, known: DatabaseState) -> Changes:
+def read_since(
+    connection: DeadlineConnection, known: DatabaseState, own: OwnWrites | None = None
+) -> Changes:
     """What changed since `known`; everything where a difference cannot tell it."""
-    rows = connection.execute(_SINCE, {"watermark": str(known.watermark)}).fetchall()
-    changes = _changes(connection, rows, full=False)
+    changes = _changes(connection, known, own)
     fresh = changes.state
     continues = (
         (fresh.identity, fresh.incarnation, fresh.epoch)
         == (known.identity, known.incarnation, known.epoch)
     ) and fresh.watermark.xmax >= known.watermark.xmax
-    return changes if continues else read_all(connection)
+    return changes if continues else read_all(connection, own)
 
 
 def read_all_since(
@@ -93,24 +112,32 @@ def read_all_since(
     return since._replace(full=True, tasks=list(kept.values()), deleted=[])
 
 
-def read_all(connection: DeadlineConnection) -> Changes:
+def read_all(connection: DeadlineConnection, own: OwnWrites | None = None) -> Changes:
     """All tasks, with the state of the database that they show."""
-    changes = _changes(connection, connection.execute(_ALL).fetchall(), full=True)
+    changes = _changes(connection, None, own)
     newest = connection.execute(_NEWEST).fetchone()
     return changes._replace(newest_us=(newest and newest[0]) or 0)
 
 
-def _changes(connection: DeadlineConnection, rows: list[tuple[Any, ...]], *, full: bool) -> Changes:
+def _changes(
+    connection: DeadlineConnection, known: DatabaseState | None, own: OwnWrites | None
+) -> Changes:
+    values = {} if known is None else {"watermark": str(known.watermark)}
+    if own is not None:
+        values["own"] = str(own.stamp)
+    statement = _STATEMENTS[known is None, own is not None]
+    rows = connection.execute(statement, values).fetchall()
     if not rows:
         raise SchemaError(
             "the table scheduler_storage has lost its row: run `datahound-storage upgrade`."
         )
     state = _state(connection, rows[0])
     found = [row[_STATE_WIDTH:] for row in rows if row[_STATE_WIDTH] is not None]
-    tasks = [stored_from_row(row[:-1]) for row in found if not row[-1]]
+    texts = own.texts if own is not None else {}
+    tasks = [stored_from_row(row[:-1], texts) for row in found if not row[-1]]
     present = {stored.task_key for stored in tasks}
     gone = [(row[0], int(row[2])) for row in found if row[-1] and row[0] not in present]
-    return Changes(state, full, tasks, gone, max((row[3] for row in found), default=0))
+    return Changes(state, known is None, tasks, gone, max((row[3] for row in found), default=0))
 
 
 def _state(connection: DeadlineConnection, row: tuple[Any, ...]) -> DatabaseState:

@@ -7,6 +7,7 @@ laid over the text, so that whatever was not edited keeps its order and spelling
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -44,9 +45,11 @@ class StoredTask(NamedTuple):
     text: str
 
 
-def stored_from_row(row: tuple[Any, ...]) -> StoredTask:
-    """The stored task of a row of STORED_COLUMNS."""
+def stored_from_row(row: tuple[Any, ...], texts: Mapping[str, str] | None = None) -> StoredTask:
+    """The stored task of a row of STORED_COLUMNS; `texts` are those that were not sent along."""
     task_key, position, stamp, changed_us, text, edits = row
+    if text is None and texts:
+        text = texts.get(task_key)
     if edits is not None:
         text = rebuild(text, json.loads(edits))
     return StoredTask(task_key, position, int(stamp), changed_us, text)

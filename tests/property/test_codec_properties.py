@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datahound_storage import codec, runs
+from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.stored import rebuild
 from datahound_storage.saving import TaskAdapter
 from tests.property import examples, keys, numbers, tasks, texts, values
@@ -226,3 +228,34 @@ def test_an_entry_is_one_line_that_can_be_read(entry: dict[str, Any]) -> None:
     line = runs.parse_line(text)
     assert line is not None
     assert line.entry["task_id"] == entry["task_id"]
+
+
+@examples
+@given(values(), values())
+def test_two_values_are_the_same_where_the_standard_library_writes_them_alike(
+    one: Any, other: Any
+) -> None:
+    for left, right in ((one, other), (one, json.loads(json.dumps(one))), ([one], [other, one])):
+        assert codec.same(left, right) is (json.dumps(left) == json.dumps(right))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(math.nan, None), (1, 1.0), (1, True), (0.0, -0.0), ({"a": 1, "b": 2}, {"b": 2, "a": 1})],
+)
+def test_what_is_nearly_the_same_is_not(one: Any, other: Any) -> None:
+    assert not codec.same({"x": one}, {"x": other})
+    assert codec.same({"x": one}, {"x": one})
+
+
+@examples
+@given(tasks())
+def test_a_task_known_to_be_finite_has_the_hashes_that_it_has(task: dict[str, Any]) -> None:
+    assert hashes_of(task, is_finite=True) == hashes_of(task)
+    assert hashes_of(dict(reversed(task.items()))) == hashes_of(task)
+
+
+def test_a_number_that_is_none_has_another_hash_than_none() -> None:
+    for value in (math.nan, math.inf):
+        assert hashes_of({"x": value}) != hashes_of({"x": None})
+        assert hashes_of({"x": value}) == hashes_of({"x": value})

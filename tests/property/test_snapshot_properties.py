@@ -4,6 +4,7 @@ import codecs
 import json
 from typing import Any
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,69 @@ def test_the_spelling_of_every_number_is_kept(spellings: list[str], other: str) 
     content = f'[{{"task_id":"t","n":[{",".join(spellings)}],"s":{text}}}]'.encode()
     (found,) = json.loads(reassembled(content), parse_int=str, parse_float=str)
     assert found == {"task_id": "t", "n": spellings, "s": other}
+
+
+@st.composite
+def nearly_ours(draw: st.DrawFn) -> bytes:
+    """A snapshot of ours, perhaps with something put in, or with a piece of it doubled or gone."""
+    content = as_file(draw(task_lists()))
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    odd = [
+        b" ",
+        b"\n",
+        b"\r\n",
+        b",\n  {",
+        b"}",
+        b"]",
+        b"NaN",
+        b"1E5",
+        b"\x7f",
+        b"\xc3\xbc",
+        b"\xff",
+    ]
+    change = draw(st.sampled_from(["none", "insert", "remove", "double"]))
+    if change == "none":
+        return content
+    if change == "insert":
+        return content[:start] + draw(st.sampled_from(odd)) + content[start:]
+    return content[:end] + content[start if change == "double" else end :]
+
+
+@examples
+@given(nearly_ours())
+def test_the_fast_way_reads_what_the_thorough_one_does(content: bytes) -> None:
+    plain = snapshot._parse_plain(content)
+    if plain is None:
+        return
+    items, problems = snapshot.parse(content)
+    assert problems == []
+    assert [repr(item[:3]) for item in plain] == [repr(item[:3]) for item in items]
+    for item in plain:
+        assert item.digest == snapshot.text_digest(item.text)
+        if item.is_read_alike:
+            assert repr(orjson.loads(item.text)) == repr(json.loads(item.text))
+
+
+@examples
+@given(task_lists())
+def test_a_snapshot_of_ours_is_read_the_fast_way(tasks: list[Any]) -> None:
+    plain = snapshot._parse_plain(as_file(tasks))
+    assert [item.task for item in plain or []] == tasks
+
+
+@examples
+@given(task_lists())
+def test_the_digest_of_a_snapshot_can_be_told_from_its_texts(tasks: list[Any]) -> None:
+    content = as_file(tasks)
+    texts = [item.text for item in snapshot.parse(content)[0]]
+    digests = [snapshot.text_digest(text) for text in texts]
+    assert snapshot.digest_of_texts(d or b"" for d in digests) == snapshot.digest(content)
+
+
+@examples
+@given(nearly_ours(), nearly_ours())
+def test_different_contents_have_different_digests(one: bytes, other: bytes) -> None:
+    assert (snapshot.digest(one) == snapshot.digest(other)) is (one == other)
 
 
 @examples
