@@ -16,7 +16,7 @@ from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.pruning import check_limit, prune
 from datahound_storage.records import SchedulerRunRecord
-from datahound_storage.runs import RunRow, row_of_record
+from datahound_storage.runs import HistoryEntry, RunRow, row_of_record
 from datahound_storage.tasks import MAX_KEY
 
 T = TypeVar("T")
@@ -60,6 +60,10 @@ class RunDAL:
         return self.database.run(
             lambda c: run_table.newest(c, task_key, limit, ended_only=True)
         ).result
+
+    def newest_entries(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
+        """The history entries of the newest `limit` runs that ended (of one task), newest first."""
+        return self.database.run(lambda c: run_table.newest_entries(c, task_key, limit)).result
 
     def run_ids(self) -> set[str]:
         """The ids of all runs that ended."""

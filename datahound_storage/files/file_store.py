@@ -148,10 +148,10 @@ class FileStore:
             history.append_unlocked(self._paths.history_file, lines)
         self.runs_logged += 1
 
-    def append_run(self, entry: HistoryEntry) -> None:
-        """Append a run to the history, without waiting for the disk; another store has it too."""
+    def append_run(self, text: str) -> None:
+        """Append a run's line to the history, without waiting for the disk; a table has it too."""
         with locked(self._paths.lock_file, self._patience):
-            history.append(self._paths.history_file, [line_text(entry)], durable=False)
+            history.append(self._paths.history_file, [text], durable=False)
 
     def sync_history(self) -> None:
         """Put appended runs on disk."""

@@ -10,7 +10,14 @@ import psycopg
 
 from datahound_storage.codec import loads
 from datahound_storage.postgres.times import clamped
-from datahound_storage.runs import HistoryEntry, RunRow, entry_of, line_text, unknown_task_id
+from datahound_storage.runs import (
+    HistoryEntry,
+    RunRow,
+    entry_from,
+    entry_of,
+    line_text,
+    unknown_task_id,
+)
 
 Connection = psycopg.Connection[Any]
 
@@ -91,18 +98,61 @@ def insert_many(connection: Connection, rows: Sequence[RunRow]) -> int:
         return connection.execute(_INSERT_MANY).rowcount
 
 
+# What an entry is made of; jsonb as text: it is parsed faster than by the driver.
+_ENTRY = f"""
+r.line_text, r.run_id, coalesce(r.task_key, ''), {clamped("r.finished_at")}, r.success, r.message,
+r.duration_ms, r.metadata_json::text"""
 _NEWEST = f"""
-SELECT {_ROW}, r.task_id FROM scheduler_runs AS r
+SELECT {{columns}} FROM scheduler_runs AS r
 WHERE true {{condition}}
 ORDER BY {ENDED} DESC, r.seq DESC LIMIT %(limit)s"""
 _OF_TASK = "AND r.task_key = %(task_key)s"
 _ENDED_ONLY = "AND r.finished_at IS NOT NULL"
 
 
-def newest_statement(*, of_task: bool, ended_only: bool) -> str:
+def newest_statement(
+    *, of_task: bool, ended_only: bool, columns: str = f"{_ROW}, r.task_id"
+) -> str:
     """The statement of `newest`; public so that a test can look at its plan."""
-    condition = _OF_TASK if of_task else ""
-    return _NEWEST.format(condition=f"{condition} {_ENDED_ONLY if ended_only else ''}")
+    condition = f"{_OF_TASK if of_task else ''} {_ENDED_ONLY if ended_only else ''}"
+    return _NEWEST.format(columns=columns, condition=condition)
+
+
+def entries_statement(*, of_task: bool) -> str:
+    """The statement of `newest_entries`; public for the same reason."""
+    return newest_statement(of_task=of_task, ended_only=True, columns=_ENTRY)
+
+
+# Put together once: by task, and of all.
+_NEWEST_ENTRIES = {
+    of_task: entries_statement(of_task=of_task).encode() for of_task in (True, False)
+}
+
+
+def newest_entries(connection: Connection, task_key: str | None, limit: int) -> list[HistoryEntry]:
+    """The history entries of the newest runs that ended (of one task), newest first."""
+    values = {"task_key": task_key, "limit": limit}
+    rows = connection.execute(_NEWEST_ENTRIES[task_key is not None], values).fetchall()
+    return [_entry(*row) for row in rows]
+
+
+def _entry(
+    line_text: str | None,
+    run_id: str,
+    task_key: str,
+    ended_at: datetime,
+    success: bool | None,
+    message: str | None,
+    duration_ms: int | None,
+    metadata_text: str | None,
+) -> HistoryEntry:
+    if line_text is not None:
+        entry: HistoryEntry = loads(line_text)
+        return entry
+    metadata = loads(metadata_text) if metadata_text is not None else {}
+    # By hand, anything can be put there.
+    given = metadata if isinstance(metadata, dict) else {}
+    return entry_from(run_id, task_key, ended_at, success, message, duration_ms, given)
 
 
 def newest(
