@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, NamedTuple
 
+import orjson
 import psycopg
 
 from datahound_storage.codec import loads
@@ -133,26 +135,36 @@ def newest_entries(connection: Connection, task_key: str | None, limit: int) -> 
     """The history entries of the newest runs that ended (of one task), newest first."""
     values = {"task_key": task_key, "limit": limit}
     rows = connection.execute(_NEWEST_ENTRIES[task_key is not None], values).fetchall()
-    return [_entry(*row) for row in rows]
+    return list(map(_entry, rows))
 
 
-def _entry(
-    line_text: str | None,
-    run_id: str,
-    task_key: str,
-    ended_at: datetime,
-    success: bool | None,
-    message: str | None,
-    duration_ms: int | None,
-    metadata_text: str | None,
-) -> HistoryEntry:
-    if line_text is not None:
-        entry: HistoryEntry = loads(line_text)
+def _entry(row: tuple[Any, ...]) -> HistoryEntry:
+    text, run_id, task_key, ended_at, success, message, duration_ms, metadata_text = row
+    if text is not None:
+        entry: HistoryEntry = loads(text)
         return entry
-    metadata = loads(metadata_text) if metadata_text is not None else {}
-    # By hand, anything can be put there.
-    given = metadata if isinstance(metadata, dict) else {}
-    return entry_from(run_id, task_key, ended_at, success, message, duration_ms, given)
+    metadata = _loads_metadata(metadata_text)
+    return entry_from(run_id, task_key, ended_at, success, message, duration_ms, metadata)
+
+
+# Beyond it orjson may have made a float of what is an integer.
+_EXACT = 2.0**53
+_EXACT_TYPES = frozenset((str, int, bool, NoneType))
+
+
+def _loads_metadata(text: str | None) -> dict[str, Any]:
+    """The value of a jsonb, {} for anything but an object: by hand, anything can be put there."""
+    try:
+        value = orjson.loads(text or "{}")
+        is_exact = all(
+            type(item) in _EXACT_TYPES or (type(item) is float and -_EXACT < item < _EXACT)
+            for item in value.values()
+        )
+    except (orjson.JSONDecodeError, AttributeError):
+        is_exact = False
+    if not is_exact:
+        value = loads(text or "{}")
+    return value if isinstance(value, dict) else {}
 
 
 def newest(
