@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +41,10 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.tmp")
 
 
-def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
+def prepare(path: Path, content: bytes | Iterable[bytes], like: Path | None = None) -> Signature:
     """Write `content` durably beside `path`; return the signature that `publish` will give it.
+
+    Content that comes in pieces takes the memory of one of them.
 
     The modification time gets a nanosecond part of its own, which no later write by anybody can
     hit: so the signature alone tells whether the file was changed since. Mode and group are those
@@ -61,6 +64,9 @@ def prepare(path: Path, content: bytes, like: Path | None = None) -> Signature:
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
+    except FileStoreError:
+        discard(path)
+        raise  # the content could not be read
     except OSError as error:
         discard(path)
         raise cannot("write", path, error) from error
@@ -88,7 +94,7 @@ def publish(path: Path) -> None:
         raise cannot("replace", path, error) from error
 
 
-def replace(path: Path, content: bytes) -> Signature:
+def replace(path: Path, content: bytes | Iterable[bytes]) -> Signature:
     """Put `content` in the place of `path`, durably. Raises FileStoreError."""
     made = prepare(path, content)
     _publish_or_discard(path)
@@ -148,10 +154,11 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write_all(descriptor: int, content: bytes | Iterable[bytes]) -> None:
+    for piece in (content,) if isinstance(content, bytes) else content:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
 
 def discard(path: Path) -> None:

@@ -13,6 +13,7 @@ from datahound_storage.files import atomic, conflicts, history, sidecar, snapsho
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.files.trimming import trim
 from datahound_storage.halves import hashes_of, same_half
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
@@ -177,7 +178,7 @@ class FileStore:
             return self._trim(cutoff)
 
     def _trim(self, cutoff: datetime) -> int:
-        return sum(history.trim(path, cutoff) for path in self._paths.history_files)
+        return sum(trim(path, cutoff) for path in self._paths.history_files)
 
     def _change(self, change: Callable[[Texts, list[Conflict]], bool]) -> bool:
         with self._locked():

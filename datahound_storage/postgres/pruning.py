@@ -11,7 +11,7 @@ from psycopg.rows import tuple_row
 Connection = psycopg.Connection[Any]
 
 # What one statement looks at. Whoever wants one of its rows waits for as long as it takes.
-BATCH = 1000
+BATCH = 4000
 # A statement that takes longer is cancelled, and tried with fewer rows.
 STATEMENT_SECONDS = 5.0
 _ENDED = "coalesce(r.finished_at, r.started_at)"
@@ -50,20 +50,23 @@ _NOT_KEPT = """
           AND (old.ended_at, old.seq) < (kept.ended_at, kept.seq))"""
 _PRUNE = f"""
 WITH old AS MATERIALIZED (
-    SELECT r.id, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
+    SELECT r.ctid AS place, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
     WHERE {_ENDED} < %(cutoff)s
       AND ({_ENDED}, r.seq) > (%(ended_at)s::timestamptz, %(seq)s::bigint)
     ORDER BY {_ENDED}, r.seq
     -- the next batch begins after them all: those that somebody gave no seq have no order
     FETCH FIRST (%(size)s::bigint) ROWS WITH TIES),
 {{oldest_kept}}
-wanted AS MATERIALIZED (SELECT old.id FROM old {{not_kept}}),
+wanted AS MATERIALIZED (SELECT old.place FROM old {{not_kept}}),
+-- By their place: nothing else gets it while this statement can see the row. One that was changed
+-- meanwhile has another place, and is left.
 free AS MATERIALIZED (
-    SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
+    SELECT r.ctid AS place FROM scheduler_runs AS r
+    WHERE r.ctid = ANY(ARRAY(SELECT place FROM wanted))
       AND {_ENDED} < %(cutoff)s -- it may have got its end since
     FOR UPDATE SKIP LOCKED),
 gone AS (
-    DELETE FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM free)) RETURNING 1),
+    DELETE FROM scheduler_runs AS r WHERE r.ctid = ANY(ARRAY(SELECT place FROM free)) RETURNING 1),
 last AS (SELECT ended_at, seq FROM old ORDER BY ended_at DESC, seq DESC LIMIT 1)
 SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone),
        (SELECT count(*) FROM wanted) - (SELECT count(*) FROM gone),
@@ -85,10 +88,11 @@ def prune_batch(
     Committed when it returns. Raises QueryCanceled where it takes over STATEMENT_SECONDS.
     """
     values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
+    limit = f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}"
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
         # In another isolation a run that somebody has just changed would be an error.
-        cursor.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        cursor.execute(f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}".encode())
+        isolation = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+        cursor.execute(f"{isolation}; {limit}".encode(), prepare=False)
         row = cursor.execute(prune_statement(keep_last).encode(), values).fetchone()
     seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
     return Batch(seen, deleted, in_use, Place(ended_at, seq) if ended_at else place)

@@ -65,9 +65,11 @@ def test_the_newest_come_from_an_index(
     connection: psycopg.Connection, mode: str, ended_only: bool, of_task: bool, index: str
 ) -> None:
     statement = run_table.newest_statement(of_task=of_task, ended_only=ended_only)
-    found = explain(connection, mode, statement, {"task_key": "'task-7'", "limit": "100"})
-    assert [node["Node Type"] for node in found] == ["Limit", "Index Scan"]
-    assert found[1]["Index Name"] == index
+    of_entries = run_table.entries_statement(of_task=of_task)
+    for looked_at in (statement, of_entries):
+        found = explain(connection, mode, looked_at, {"task_key": "'task-7'", "limit": "100"})
+        assert [node["Node Type"] for node in found] == ["Limit", "Index Scan"]
+        assert found[1]["Index Name"] == index
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
@@ -85,7 +87,9 @@ def test_a_batch_to_prune_comes_from_an_index(
     found = explain(connection, mode, pruning.prune_statement(keep_last), values)
     assert "Seq Scan" not in {node["Node Type"] for node in found}
     read = {node["Index Name"]: node for node in found if "Index Name" in node}
-    assert set(read) == {OF_ALL, "scheduler_runs_pkey", *([OF_TASK] if keep_last else [])}
+    assert set(read) == {OF_ALL, *([OF_TASK] if keep_last else [])}
+    # Those to lock, and those to delete.
+    assert [node["Node Type"] for node in found].count("Tid Scan") == 2
     # What was pruned or kept before is not looked at again.
     place = "ROW(COALESCE(finished_at, started_at), seq) > ROW("
     assert place in read[OF_ALL]["Index Cond"]

@@ -13,6 +13,7 @@ from datahound_storage.errors import FileStoreError
 from datahound_storage.files import history
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.paths import StatePaths
+from datahound_storage.files.trimming import trim
 from tests.unit import files_limited_to, make_shared, mode_of, umask
 
 START = datetime(2026, 9, 20, tzinfo=UTC)
@@ -111,7 +112,7 @@ class TestAppend:
 
     def test_a_line_goes_to_the_file_that_has_the_name_after_a_trim(self, path: Path) -> None:
         history.append(path, [line(1), line(2)], durable=True)
-        history.trim(path, START + timedelta(hours=2))
+        trim(path, START + timedelta(hours=2))
         history.append(path, [line(3)], durable=True)
         assert path.read_text() == f"{line(2)}\n{line(3)}\n"
 
@@ -180,50 +181,50 @@ class TestRead:
 class TestTrim:
     def test_older_lines_go_and_the_edge_stays(self, path: Path) -> None:
         history.append(path, [line(1), line(2), line(3)], durable=True)
-        assert history.trim(path, START + timedelta(hours=2)) == 1
+        assert trim(path, START + timedelta(hours=2)) == 1
         assert path.read_text() == f"{line(2)}\n{line(3)}\n"
 
     def test_what_cannot_be_parsed_is_kept_byte_by_byte(self, path: Path) -> None:
         bad = [b"{torn", b"\x00" * 30, b"\xff\xfe\x80", "日本".encode(), b'{"task_id": "t1"}']
         path.write_bytes(b"\n".join([bad[0], line(1).encode(), *bad[1:], b""]))
-        assert history.trim(path, START + timedelta(hours=2)) == 1
+        assert trim(path, START + timedelta(hours=2)) == 1
         assert path.read_bytes() == b"\n".join([*bad, b""])
 
     def test_raw_letters_and_spelling_are_kept(self, path: Path) -> None:
         text = line(3, message="日本").replace('": ', '":')
         raw = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
         path.write_text(f"{line(1)}\n{raw}\n", encoding="utf-8")
-        history.trim(path, START + timedelta(hours=2))
+        trim(path, START + timedelta(hours=2))
         assert path.read_text(encoding="utf-8") == f"{raw}\n"
 
     def test_a_torn_last_line_is_closed_and_kept(self, path: Path) -> None:
         path.write_text(f'{line(1)}\n{{"timestamp": "2026')
-        history.trim(path, START + timedelta(hours=2))
+        trim(path, START + timedelta(hours=2))
         assert path.read_text() == '{"timestamp": "2026\n'
 
     def test_nothing_to_remove_leaves_the_file_alone(self, path: Path) -> None:
         path.write_text(f"{line(3)}\n\n")
         inode = path.stat().st_ino
-        assert history.trim(path, START) == 0
+        assert trim(path, START) == 0
         assert (path.read_text(), path.stat().st_ino) == (f"{line(3)}\n\n", inode)
 
     def test_a_missing_file_needs_no_trim(self, path: Path) -> None:
-        assert history.trim(path, START) == 0
+        assert trim(path, START) == 0
         assert not path.exists()
 
     def test_a_full_disk_leaves_the_whole_history(self, path: Path) -> None:
         history.append(path, [line(n) for n in range(100)], durable=True)
         before = path.read_bytes()
         with files_limited_to(200), pytest.raises(FileStoreError):
-            history.trim(path, START + timedelta(hours=10))
+            trim(path, START + timedelta(hours=10))
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name]
 
     def test_naive_times_are_local(self, path: Path, pacific: None) -> None:
         naive = json.dumps({"timestamp": "2026-09-20T01:00:00", "task_id": "t1"})
         history.append(path, [naive], durable=True)
-        assert history.trim(path, START + timedelta(hours=8)) == 0
-        assert history.trim(path, START + timedelta(hours=10)) == 1
+        assert trim(path, START + timedelta(hours=8)) == 0
+        assert trim(path, START + timedelta(hours=10)) == 1
 
 
 class TestCutoff:
