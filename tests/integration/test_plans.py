@@ -74,8 +74,9 @@ def test_the_newest_come_from_an_index(
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 @pytest.mark.parametrize("keep_last", [0, 3])
+@pytest.mark.parametrize("careful", [False, True])
 def test_a_batch_to_prune_comes_from_an_index(
-    connection: psycopg.Connection, mode: str, keep_last: int
+    connection: psycopg.Connection, mode: str, careful: bool, keep_last: int
 ) -> None:
     values = {
         "cutoff": "now() - interval '20 days'",
@@ -84,12 +85,12 @@ def test_a_batch_to_prune_comes_from_an_index(
         "size": "1000",
         "keep_last": str(keep_last),
     }
-    found = explain(connection, mode, pruning.prune_statement(keep_last), values)
+    found = explain(connection, mode, pruning.prune_statement(keep_last, careful=careful), values)
     assert "Seq Scan" not in {node["Node Type"] for node in found}
     read = {node["Index Name"]: node for node in found if "Index Name" in node}
     assert set(read) == {OF_ALL, *([OF_TASK] if keep_last else [])}
-    # Those to lock, and those to delete.
-    assert [node["Node Type"] for node in found].count("Tid Scan") == 2
+    # Those to delete; before that, where it is careful, those to lock.
+    assert [node["Node Type"] for node in found].count("Tid Scan") == 1 + careful
     # What was pruned or kept before is not looked at again.
     place = "ROW(COALESCE(finished_at, started_at), seq) > ROW("
     assert place in read[OF_ALL]["Index Cond"]
@@ -97,7 +98,7 @@ def test_a_batch_to_prune_comes_from_an_index(
 
 def test_what_is_kept_is_counted_once_for_a_task(connection: psycopg.Connection) -> None:
     values = {"cutoff": "2100-01-01", **pruning.Place()._asdict(), "size": 1000, "keep_last": 400}
-    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {pruning.prune_statement(400)}"
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {pruning.prune_statement(400, careful=False)}"
     with connection.transaction(force_rollback=True):
         row = connection.execute(statement.encode(), values).fetchone()
     assert row is not None
