@@ -141,9 +141,15 @@ def identify(texts: Iterable[str]) -> Iterator[Line]:
 
 
 def _derived_id(text: str, seen: Counter[str]) -> str:
+    derived = derived_from(text)
+    seen[derived] += 1
+    return f"{derived}-{seen[derived]}"
+
+
+def derived_from(text: str) -> str:
+    """What the ids of equal lines without an id of their own begin with; their number follows."""
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    seen[digest] += 1
-    return f"{DERIVED_PREFIX}{digest}-{seen[digest]}"
+    return f"{DERIVED_PREFIX}{digest}"
 
 
 def row_of(line: Line) -> RunRow:

@@ -26,7 +26,7 @@ Connection = psycopg.Connection[Any]
 BATCH = 10_000
 # The end of a run; of one that goes on (or that died without saying so), its start.
 ENDED = "coalesce(r.finished_at, r.started_at)"
-_ROW = (
+ROW = (
     f"r.id, r.run_id, coalesce(r.task_key, ''), {clamped('r.started_at')}, "
     f"{clamped('r.finished_at')}, r.success, r.message, r.duration_ms, r.metadata_json, r.line_text"
 )
@@ -79,6 +79,7 @@ CREATE TEMP TABLE incoming_runs (
     started_at timestamptz, finished_at timestamptz, success boolean, message text,
     duration_ms bigint, metadata_json jsonb, line_text text
 ) ON COMMIT DROP"""
+# What was trimmed while they were on their way stays away.
 _INSERT_MANY = """
 INSERT INTO scheduler_runs (
     id, task_id, run_id, started_at, finished_at, success, message, duration_ms, metadata_json,
@@ -86,6 +87,7 @@ INSERT INTO scheduler_runs (
 SELECT i.id, coalesce(t.id, i.unknown_task_id), i.run_id, i.started_at, i.finished_at, i.success,
        i.message, i.duration_ms, i.metadata_json, i.task_key, i.line_text
 FROM incoming_runs AS i LEFT JOIN scheduler_tasks AS t ON t.task_key = i.task_key
+WHERE i.finished_at >= coalesce((SELECT history_cutoff FROM scheduler_storage), '-infinity')
 ORDER BY i.ordinal
 ON CONFLICT (run_id) DO NOTHING"""
 
@@ -112,9 +114,7 @@ _OF_TASK = "AND r.task_key = %(task_key)s"
 _ENDED_ONLY = "AND r.finished_at IS NOT NULL"
 
 
-def newest_statement(
-    *, of_task: bool, ended_only: bool, columns: str = f"{_ROW}, r.task_id"
-) -> str:
+def newest_statement(*, of_task: bool, ended_only: bool, columns: str = f"{ROW}, r.task_id") -> str:
     """The statement of `newest`; public so that a test can look at its plan."""
     condition = f"{_OF_TASK if of_task else ''} {_ENDED_ONLY if ended_only else ''}"
     return _NEWEST.format(columns=columns, condition=condition)
@@ -173,7 +173,12 @@ def newest(
     """The newest runs (of one task), newest first: by end, then insertion. None: all of them."""
     statement = newest_statement(of_task=task_key is not None, ended_only=ended_only)
     cursor = connection.execute(statement.encode(), {"task_key": task_key, "limit": limit})
-    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in cursor]
+    return [stored_run(row) for row in cursor]
+
+
+def stored_run(row: tuple[Any, ...]) -> StoredRun:
+    """The run of a row of ROW and its task's id."""
+    return StoredRun(_run_row(row), _metadata(row), row[10])
 
 
 def _run_row(row: tuple[Any, ...]) -> RunRow:
@@ -201,27 +206,16 @@ def ids_before(connection: Connection, cutoff: datetime) -> set[str]:
     return {row[0] for row in connection.execute(_IDS_BEFORE.encode(), (cutoff,))}
 
 
-_BY_IDS = f"""
-SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.run_id = ANY(%s)
-ORDER BY {ENDED}, r.seq"""
-
-
-def by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredRun]:
-    """The runs with these ids, oldest first."""
-    rows = connection.execute(_BY_IDS, (list(ids),))
-    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in rows]
-
-
 def ended_runs(connection: Connection) -> Iterator[StoredRun]:
     """All runs that ended, oldest first, streamed. Needs a transaction around it."""
     query = f"""
-        SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
+        SELECT {ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
         ORDER BY {ENDED}, r.seq"""
     with connection.cursor(name="ended_runs") as cursor:
         cursor.itersize = BATCH
         cursor.execute(query.encode())
         for row in cursor:
-            yield StoredRun(_run_row(row), _metadata(row), row[10])
+            yield stored_run(row)
 
 
 _CUTOFF = """
