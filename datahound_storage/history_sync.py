@@ -79,7 +79,8 @@ class _Meeting:
                 if isinstance(error, FileStoreError) and not goes_on:
                     raise
                 log.error("the history file could not follow, the next start mends it: %s", error)
-        if history.mark(self._paths.history_file).inode != place.inode:
+        # Where there was none, all of a new file comes after the place.
+        if place.inode and history.mark(self._paths.history_file).inode != place.inode:
             raise FilesChangedError(f"{self._paths.history_file} was trimmed meanwhile.")
         return place
 
