@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from types import NoneType
@@ -160,10 +161,10 @@ def _loads_metadata(text: str | None) -> dict[str, Any]:
             type(item) in _EXACT_TYPES or (type(item) is float and -_EXACT < item < _EXACT)
             for item in value.values()
         )
-    except (orjson.JSONDecodeError, AttributeError):
-        is_exact = False
-    if not is_exact:
-        value = loads(text or "{}")
+        if not is_exact:
+            value = json.loads(text or "{}")
+    except (orjson.JSONDecodeError, RecursionError, AttributeError):
+        return {}  # nested too deeply, or no object
     return value if isinstance(value, dict) else {}
 
 

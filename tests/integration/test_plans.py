@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from datahound_storage.postgres import pruning, run_table
+from datahound_storage.postgres import pruning, run_compare, run_table
 from tests.servers import TestServer
 
 RUNS, TASKS = 20_000, 40
@@ -105,3 +105,21 @@ def test_what_is_kept_is_counted_once_for_a_task(connection: psycopg.Connection)
     found = [node for node in nodes(row[0][0]["Plan"]) if node.get("Index Name") == OF_TASK]
     read = sum(node["Actual Rows"] * node["Actual Loops"] for node in found)
     assert 0 < read <= RUNS
+
+
+@pytest.mark.parametrize("query", [run_compare.ONLY_SHOWN, run_compare.ONLY_STORED])
+def test_what_only_one_side_has_is_found_by_one_pass_over_each(
+    connection: psycopg.Connection, query: str
+) -> None:
+    """Not by a look-up for each run: there may be millions."""
+    shown = (b"0\t%d\trun-%d\t\\N\n" % (n * 250, n) for n in range(RUNS))
+    with connection.transaction(force_rollback=True):
+        run_compare.load_shown(connection, shown)
+        run_compare.analyze(connection)
+        row = connection.execute(
+            f"EXPLAIN (FORMAT JSON) DECLARE looked_at CURSOR FOR {query}".encode()
+        ).fetchone()
+    assert row is not None
+    joins = [node for node in nodes(row[0][0]["Plan"]) if "Join Type" in node]
+    kinds = [(node["Node Type"], node["Join Type"].removeprefix("Right ")) for node in joins]
+    assert kinds == [("Hash Join", "Anti")]
