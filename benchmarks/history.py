@@ -23,7 +23,7 @@ _INDEX = {True: "ix_scheduler_runs_task_key_ended_at", False: "ix_scheduler_runs
 
 
 def _plan(connection: psycopg.Connection, of_task: bool) -> str:
-    statement = run_table.newest_statement(of_task=of_task, ended_only=True)
+    statement = run_table.entries_statement(of_task=of_task)
     explain = f"EXPLAIN (FORMAT JSON) {statement}".encode()
     row = connection.execute(explain, {"task_key": "task-7", "limit": 100}).fetchone()
     plan = row[0][0]["Plan"] if row else {}
@@ -50,7 +50,7 @@ def look_ups(url: str) -> Iterator[live.Row]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ANALYZE scheduler_runs")
         for name, key in (("newest 100 of a task", "task-7"), ("newest 100 of all", None)):
-            median = _median(lambda key=key: dal.newest_runs(key, 100))  # type: ignore[misc]
+            median = _median(lambda key=key: dal.newest_entries(key, 100))  # type: ignore[misc]
             yield (name, median, _plan(connection, key is not None))
     dal.close()
 

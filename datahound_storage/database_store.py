@@ -26,10 +26,9 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import SidecarHeader
 from datahound_storage.hooks import BackupEvent, BackupHook, notify
 from datahound_storage.postgres.changes import Changes
-from datahound_storage.postgres.run_table import entry_of_stored
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
-from datahound_storage.runs import HistoryEntry, line_text, parse_line, row_of
+from datahound_storage.runs import HistoryEntry, line_of_new, line_text, row_of
 from datahound_storage.stores import Change, Decide
 from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
 from datahound_storage.view import LookingAhead
@@ -219,8 +218,9 @@ class DatabaseStore:
         The line comes first: whatever dies in between, the next start finds it and makes the row,
         and nobody can take it for missing and append it twice.
         """
-        appended = self._try_files(lambda: self._files.append_run(entry))
-        line = parse_line(line_text(entry))
+        text = line_text(entry)
+        appended = self._try_files(lambda: self._files.append_run(text))
+        line = line_of_new(entry, text)
         if line is None:
             log.warning("run %s has no usable task_id: it is in the file only", entry["run_id"])
             return
@@ -235,7 +235,7 @@ class DatabaseStore:
 
     def history(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
         """The newest `limit` entries (of one task), newest first."""
-        return [entry_of_stored(stored) for stored in self._dal.newest_runs(task_key, limit)]
+        return self._dal.newest_entries(task_key, limit)
 
     def trim_history(self, days: float) -> int:
         """Remove the runs that ended longer ago by the database's clock, from table and file.

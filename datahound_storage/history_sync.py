@@ -1,8 +1,14 @@
-"""Where table and history file meet: each gets the runs that only the other one has."""
+"""Where table and history file meet: each gets the runs that only the other one has.
+
+However many there are, a few MB of them are in memory at a time: the server compares the ids, and
+what it finds is streamed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
 
 from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import FileStoreError, LockTimeoutError, PruneRunningError
@@ -10,11 +16,18 @@ from datahound_storage.files import history
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.postgres.run_table import line_of
+from datahound_storage.files.shown_runs import FilesChangedError, Place, ShownRuns, open_runs
+from datahound_storage.files.spool import Spool
+from datahound_storage.postgres.run_table import StoredRun, line_of
 from datahound_storage.reporting import Reporter, counted
-from datahound_storage.runs import row_of
+from datahound_storage.runs import Line, parse_line, row_of
 
 log = Reporter()
+
+# How often it begins anew where somebody else writes the history file anew meanwhile.
+_ATTEMPTS = 3
+# What is appended while the file lock is held once, in bytes.
+_AT_ONCE = 4 << 20
 
 
 def sync_history(
@@ -26,25 +39,108 @@ def sync_history(
     that it returns. Raises DatabaseError; FileStoreError too, but for a line that cannot be written
     where the caller `goes_on` without, which is reported.
     """
-    mark = history.mark(paths.history_file)
     _repeat_trim(dal, paths)
-    cutoff = dal.history_cutoff()
-    recorded = dal.run_ids()
-    missing = (
-        row_of(line)
-        for line in history.lines(paths.history_files)
-        if line.run_id not in recorded and (cutoff is None or line.ended_at >= cutoff)
-    )
-    added = dal.add_runs(missing)
-    if added:
-        log.info("carried over from the history file: %s", counted(added, "run"))
-    try:
-        _append_missing(dal, paths, recorded, patience)
-    except (LockTimeoutError, FileStoreError) as error:
-        if isinstance(error, FileStoreError) and not goes_on:
-            raise
-        log.error("the history file could not follow, the next start mends it: %s", error)
-    return mark
+    for _ in range(_ATTEMPTS):
+        try:
+            with open_runs(paths.history_files) as shown:
+                return _Meeting(dal, paths, shown).hold(patience, goes_on=goes_on)
+        except FilesChangedError as error:
+            log.warning("the histories are compared again: %s", error)
+    log.error("the history file is written anew again and again: it is compared at the next start")
+    return Mark(0, 0)
+
+
+class _Meeting:
+    """One comparison of the table with the files as they are open."""
+
+    def __init__(self, dal: StorageDAL, paths: StatePaths, shown: ShownRuns) -> None:
+        self._dal, self._paths, self._shown = dal, paths, shown
+        self._cutoff = dal.history_cutoff()
+        self._problem: FileStoreError | None = None
+        # Lines that came after the files were read, by their ids.
+        self._since: dict[str, Line] = {}
+
+    def hold(self, patience: float, *, goes_on: bool) -> Mark:
+        """Carry over both ways; the place up to which both have all."""
+        with Spool(self._paths.history_file.parent) as spool:
+            self._spool = spool
+            if self._shown.is_empty:
+                self._dal.read_runs(self._keep)
+            else:
+                self._dal.compare_runs(self._shown, self._add, self._keep)
+            place = self._shown.marks[-1]
+            try:
+                if self._problem is not None:
+                    raise self._problem
+                place = self._append_all(place, patience)
+            except FilesChangedError:
+                raise
+            except (LockTimeoutError, FileStoreError) as error:
+                if isinstance(error, FileStoreError) and not goes_on:
+                    raise
+                log.error("the history file could not follow, the next start mends it: %s", error)
+        # Where there was none, all of a new file comes after the place.
+        if place.inode and history.mark(self._paths.history_file).inode != place.inode:
+            raise FilesChangedError(f"{self._paths.history_file} was trimmed meanwhile.")
+        return place
+
+    def _add(self, found: Iterator[tuple[Any, ...]]) -> None:
+        """Insert the runs of lines that the table lacks."""
+        lines = self._shown.lines_at(Place(*row) for row in found)
+        added = self._dal.add_runs(row_of(line) for line in lines if self._is_kept(line))
+        if added:
+            log.info("carried over from the history file: %s", counted(added, "run"))
+
+    def _is_kept(self, line: Line) -> bool:
+        return self._cutoff is None or line.ended_at >= self._cutoff
+
+    def _keep(self, stored: Iterator[StoredRun]) -> None:
+        """Set aside the runs that no line shows: nobody waits for a lock in a transaction."""
+        try:
+            self._spool.fill(map(line_of, stored))
+        except FileStoreError as error:
+            self._problem = error
+
+    def _append_all(self, place: Mark, patience: float) -> Mark:
+        appended = 0
+        for texts in self._spool.batches(_AT_ONCE):
+            with locked(self._paths.lock_file, patience):
+                place, count = self._append(texts, place)
+                appended += count
+        if appended:
+            log.info("carried over to %s: %s", self._paths.history_file, counted(appended, "run"))
+        self._dal.add_runs(row_of(line) for line in self._since.values() if self._is_kept(line))
+        return place
+
+    def _append(self, texts: list[str], place: Mark) -> tuple[Mark, int]:
+        """Append what the file still lacks; the new place, and how many lines. Under the lock."""
+        path = self._paths.history_file
+        now = history.mark(path)
+        if place.inode and (now.inode != place.inode or now.size < place.size):
+            raise FilesChangedError(f"{path} was trimmed meanwhile.")
+        self._since.update((line.run_id, line) for line in history.lines_after(path, place))
+        # Read now: what is trimmed from here on is trimmed from these lines too.
+        self._cutoff = _latest(
+            self._dal.history_cutoff(), history.remembered_cutoff(self._paths.history_state_file)
+        )
+        wanted = [text for text in texts if self._is_wanted(text)]
+        history.append(path, wanted, durable=True)
+        return _after(history.mark(path), now, wanted), len(wanted)
+
+    def _is_wanted(self, text: str) -> bool:
+        line = parse_line(text)
+        return line is None or (line.run_id not in self._since and self._is_kept(line))
+
+
+def _after(end: Mark, before: Mark, texts: Iterable[str]) -> Mark:
+    """The place after what was appended; before it, where others came in without a lock."""
+    length = sum(len(text.encode("utf-8", "surrogatepass")) + 1 for text in texts)
+    is_alone = end.size - before.size - length in (0, 1)  # one more closes a torn line off
+    return end if is_alone else Mark(end.inode, before.size)
+
+
+def _latest(*times: datetime | None) -> datetime | None:
+    return max((time for time in times if time is not None), default=None)
 
 
 def sync_last_runs(dal: StorageDAL, paths: StatePaths, mark: Mark) -> None:
@@ -66,16 +162,3 @@ def _repeat_trim(dal: StorageDAL, paths: StatePaths) -> None:
             dal.purge_task_runs(older_than=trimmed, patience=dal.database.timeout)
         except PruneRunningError as error:
             log.warning("runs that the files have trimmed may stay for now: %s", error)
-
-
-def _append_missing(
-    dal: StorageDAL, paths: StatePaths, recorded: Iterable[str], patience: float
-) -> None:
-    with locked(paths.lock_file, patience):
-        shown = {line.run_id for line in history.lines(paths.history_files)}
-        ids = [run_id for run_id in recorded if run_id not in shown]
-        if not ids:
-            return
-        runs = sorted(dal.runs_by_ids(ids), key=lambda r: r.row.finished_at or r.row.started_at)
-        history.append(paths.history_file, map(line_of, runs), durable=True)
-    log.info("carried over to %s: %s", paths.history_file, counted(len(ids), "run"))

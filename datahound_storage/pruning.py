@@ -17,7 +17,8 @@ from datahound_storage.reporting import Reporter, counted
 
 log = Reporter()
 
-# Others get the server for as long as a batch had it, up to this.
+# Others get the server, and its disk, for a share of the time for which a batch had it, up to this.
+PAUSE_SHARE = 0.1
 LONGEST_PAUSE = 1.0
 # Where a statement with so few rows runs into its time limit, something else is wrong.
 SMALLEST_BATCH = 100
@@ -85,7 +86,7 @@ class _Pruning:
         self._place = batch.place
         if batch.seen < self._size:
             return False
-        time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
+        time.sleep(min((time.monotonic() - began) * PAUSE_SHARE, LONGEST_PAUSE))
         return True
 
     def _try_batch(self, connection: Connection) -> Batch | None:

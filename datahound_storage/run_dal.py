@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.mapping import run_record
-from datahound_storage.postgres import run_table
+from datahound_storage.postgres import run_compare, run_table
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.pruning import check_limit, prune
 from datahound_storage.records import SchedulerRunRecord
-from datahound_storage.runs import RunRow, row_of_record
+from datahound_storage.runs import HistoryEntry, RunRow, row_of_record
 from datahound_storage.tasks import MAX_KEY
 
 T = TypeVar("T")
+
+
+class Shown(Protocol):
+    """What history files show, ready for COPY."""
+
+    has_unnamed: bool
+
+    def rows(self, encoding: str) -> Iterator[bytes]:
+        """The rows (file, place, run id, digest), from the first; then `has_unnamed` is known."""
+        ...
 
 
 class RunDAL:
@@ -61,6 +71,10 @@ class RunDAL:
             lambda c: run_table.newest(c, task_key, limit, ended_only=True)
         ).result
 
+    def newest_entries(self, task_key: str | None, limit: int) -> list[HistoryEntry]:
+        """The history entries of the newest `limit` runs that ended (of one task), newest first."""
+        return self.database.run(lambda c: run_table.newest_entries(c, task_key, limit)).result
+
     def run_ids(self) -> set[str]:
         """The ids of all runs that ended."""
         return self.database.run(run_table.run_ids, bulk=True).result
@@ -69,11 +83,30 @@ class RunDAL:
         """The ids of the runs that `purge_task_runs` would delete."""
         return self.database.run(lambda c: run_table.ids_before(c, cutoff), bulk=True).result
 
-    def runs_by_ids(self, ids: Sequence[str]) -> Iterator[StoredRun]:
-        """The runs with these ids, oldest first within each batch of the ids."""
-        for start in range(0, len(ids), run_table.BATCH):
-            batch = ids[start : start + run_table.BATCH]
-            yield from self.database.run(partial(run_table.by_ids, ids=batch), bulk=True).result
+    def compare_runs(
+        self,
+        shown: Shown,
+        only_shown: Callable[[Iterator[tuple[Any, ...]]], None],
+        only_stored: Callable[[Iterator[StoredRun]], None],
+    ) -> None:
+        """Compare the table with what history files show, both streamed.
+
+        `only_shown` gets (file, place, run id) of the lines that the table lacks; it may insert
+        them. `only_stored` then gets the runs that ended and that no line shows, oldest first. Both
+        are called again, from the start, after a connection that broke.
+        """
+
+        def compare(connection: DeadlineConnection) -> None:
+            with connection.transaction():
+                blocks = shown.rows(connection.info.encoding)
+                run_compare.load_shown(connection, blocks)
+                if shown.has_unnamed:
+                    run_compare.name_unnamed(connection)
+                run_compare.analyze(connection)
+                run_compare.only_shown(connection, only_shown)
+                run_compare.only_stored(connection, only_stored)
+
+        self.database.run(compare, bulk=True)
 
     def read_runs(self, read: Callable[[Iterator[StoredRun]], T]) -> T:
         """What `read` makes of all runs that ended, oldest first and streamed.

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -106,6 +107,22 @@ def parse_line(text: str) -> Line | None:
     return Line(str(run_id) if _usable_key(run_id) else "", ended_at, text, entry)
 
 
+def line_of_new(entry: HistoryEntry, text: str) -> Line | None:
+    """What `parse_line` makes of the text of a `new_entry`; without parsing, where that is sure."""
+    # JSON gives plain values back as they are, but for halves of surrogate pairs.
+    is_sure = "\\ud" not in text and all(map(_is_plain, entry.values()))
+    if not is_sure or not _usable_key(entry["task_id"]):
+        return parse_line(text)
+    return Line(entry["run_id"], datetime.fromisoformat(entry["timestamp"]), text, entry)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    # A number with thousands of digits can be written, and not be read.
+    return type(value) in (str, bool, NoneType) or (type(value) is int and abs(value) < 2**63)
+
+
 def _usable_key(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_KEY and fits_text_column(value)
 
@@ -124,9 +141,15 @@ def identify(texts: Iterable[str]) -> Iterator[Line]:
 
 
 def _derived_id(text: str, seen: Counter[str]) -> str:
+    derived = derived_from(text)
+    seen[derived] += 1
+    return f"{derived}-{seen[derived]}"
+
+
+def derived_from(text: str) -> str:
+    """What the ids of equal lines without an id of their own begin with; their number follows."""
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    seen[digest] += 1
-    return f"{DERIVED_PREFIX}{digest}-{seen[digest]}"
+    return f"{DERIVED_PREFIX}{digest}"
 
 
 def row_of(line: Line) -> RunRow:
@@ -147,9 +170,14 @@ def row_of(line: Line) -> RunRow:
         metadata_text=_metadata_text(entry),
         line_text=None,
     )
-    rebuilt = json.dumps(entry_of(row.run_id, row, json.loads(row.metadata_text)))
-    survives = rebuilt == line.text and _survives_jsonb(entry)
-    return row if survives else row._replace(line_text=_storable(line))
+    return row if _gives_back(row, line) else row._replace(line_text=_storable(line))
+
+
+def _gives_back(row: RunRow, line: Line) -> bool:
+    """Whether the row's columns say the line, to the letter."""
+    if not _survives_jsonb(line.entry):
+        return False
+    return json.dumps(entry_of(row.run_id, row, loads(row.metadata_text))) == line.text
 
 
 def _survives_jsonb(entry: HistoryEntry) -> bool:
@@ -196,14 +224,28 @@ def _started(ended_at: datetime, seconds: float) -> datetime:
 def entry_of(run_id: str, row: RunRow, metadata: dict[str, Any]) -> HistoryEntry:
     """The history entry that a row's columns say, with the keys of a history line in order."""
     ended_at = row.finished_at or row.started_at
-    seconds = metadata.get("duration_seconds", (row.duration_ms or 0) / 1000)
+    values = (row.task_key, ended_at, row.success, row.message, row.duration_ms)
+    return entry_from(run_id, *values, metadata)
+
+
+def entry_from(
+    run_id: str,
+    task_key: str,
+    ended_at: datetime,
+    success: bool | None,
+    message: str | None,
+    duration_ms: int | None,
+    metadata: dict[str, Any],
+) -> HistoryEntry:
+    """As `entry_of`, from those of the columns that it needs."""
+    seconds = metadata.get("duration_seconds", (duration_ms or 0) / 1000)
     entry: HistoryEntry = {
         "timestamp": ended_at.astimezone(UTC).isoformat(),
-        "task_id": row.task_key,
+        "task_id": task_key,
         "task_name": metadata.get("task_name", ""),
         "task_type": metadata.get("task_type", ""),
-        "success": row.success,
-        "message": row.message or "",
+        "success": success,
+        "message": message or "",
         "duration_seconds": seconds,
     }
     if not run_id.startswith(DERIVED_PREFIX):

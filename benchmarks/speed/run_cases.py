@@ -24,7 +24,6 @@ import psycopg
 from benchmarks.speed.measure import BUDGET, Case, Result, measure
 from benchmarks.speed.world import World
 from datahound_storage.persistence import SchedulerPersistence
-from datahound_storage.postgres import run_table
 from datahound_storage.runs import line_text, new_entry
 from datahound_storage.testing import EmbeddedServer
 
@@ -44,15 +43,15 @@ SELECT md5('task' || n)::uuid, 'task-' || n, 'download', 'Company ' || n %% 20,
                           'schedule_type', 'interval', 'interval_minutes', 15),
        'interval', 'interval:15', 'UTC', 'active'
 FROM generate_series(1, %s) AS n"""
-# Of 500 tasks, over 90 days, as `log_task_execution` makes them.
+# Over 90 days, as `log_task_execution` makes them.
 _FILL_RUNS = f"""
 INSERT INTO scheduler_runs (id, task_id, run_id, started_at, finished_at, success, message,
                             duration_ms, metadata_json, task_key)
-SELECT gen_random_uuid(), md5('task' || 1 + n %% 500)::uuid, gen_random_uuid()::text,
+SELECT gen_random_uuid(), md5('task' || 1 + n %% %(tasks)s)::uuid, gen_random_uuid()::text,
        ended - '5.25 s'::interval, ended, n %% 20 > 0, 'processed ' || n || ' rows', 5250,
-       jsonb_build_object('task_key', 'task-' || 1 + n %% 500, 'task_name', 'Task ' || n %% 500,
-                          'task_type', 'download', 'duration_seconds', 5.25),
-       'task-' || 1 + n %% 500
+       jsonb_build_object('task_key', 'task-' || 1 + n %% %(tasks)s, 'task_name',
+                          'Task ' || n %% %(tasks)s, 'task_type', 'download', 'duration_seconds', 5.25),
+       'task-' || 1 + n %% %(tasks)s
 FROM (SELECT n, date_trunc('minute', now()) + '123457 us'::interval
              - (%(runs)s - n) * ('{DAYS} days'::interval / %(runs)s) AS ended
       FROM generate_series(1, %(runs)s) AS n) AS numbered ORDER BY n"""
@@ -65,6 +64,11 @@ COPY (SELECT format(
     metadata_json ->> 'duration_seconds', run_id)
 FROM scheduler_runs ORDER BY finished_at, seq) TO STDOUT"""
 
+# The columns of the contract, as they are.
+_FLOOR_SELECT = b"""
+SELECT run_id, task_key, finished_at, success, message, duration_ms, metadata_json, line_text
+FROM scheduler_runs WHERE task_key = %s AND finished_at IS NOT NULL
+ORDER BY coalesce(finished_at, started_at) DESC, seq DESC LIMIT %s"""
 _FLOOR_INSERT = """
 INSERT INTO scheduler_runs (id, run_id, task_key, started_at, finished_at, success, message,
                             duration_ms, metadata_json, task_id)
@@ -79,7 +83,7 @@ def fill(url: str, tasks: int, runs: int) -> None:
     """So many tasks and runs, by the server itself."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_FILL_TASKS.encode(), (tasks,))
-        connection.execute(_FILL_RUNS.encode(), {"runs": runs})
+        connection.execute(_FILL_RUNS.encode(), {"runs": runs, "tasks": tasks})
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
 
@@ -157,7 +161,9 @@ class History:
     def __init__(self, world: World, runs: int) -> None:
         self.world, self.runs = world, runs
         self.template = world.database()
-        fill(self.template, 500, runs)
+        # Each has a hundred runs at least.
+        self._tasks = max(1, min(500, runs // 100))
+        fill(self.template, self._tasks, runs)
         self._lines = world.data_dir() / "all.jsonl"
         write_lines(self.template, self._lines)
         self._opened: tuple[SchedulerPersistence, psycopg.Connection[Any], Path] | None = None
@@ -181,17 +187,17 @@ class History:
         if self._opened is None:
             raise RuntimeError("nothing is opened")
         ours, connection, _ = self._opened
-        statement = run_table.newest_statement(of_task=True, ended_only=True).encode()
         yield Case(
             "get_task_history",
             self.runs,
-            ours=lambda n: ours.get_task_history(f"task-{1 + n % 500}", 100),
-            floor=lambda n: connection.execute(
-                statement, {"task_key": f"task-{1 + n % 500}", "limit": 100}
-            ).fetchall(),
+            ours=lambda n: ours.get_task_history(self._key(n), 100),
+            floor=lambda n: connection.execute(_FLOOR_SELECT, (self._key(n), 100)).fetchall(),
             bound=BOUNDS["get_task_history"],
             most=1000,
         )
+
+    def _key(self, number: int) -> str:
+        return f"task-{1 + number % self._tasks}"
 
     def _open(self, _: int) -> None:
         """The same runs in two databases and two files."""

@@ -50,6 +50,8 @@ def _temporary(path: Path) -> Path:
 def prepare(path: Path, content: Content, like: Path | None = None) -> Signature:
     """Write `content` durably beside `path`; return the signature that `publish` will give it.
 
+    Content that comes in pieces takes the memory of one of them.
+
     The modification time gets a nanosecond part of its own, which no later write by anybody can
     hit: so the signature alone tells whether the file was changed since. Mode and group are those
     of the file at `like`, else at `path`. Raises FileStoreError.
@@ -166,10 +168,11 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _write_all(descriptor: int, content: bytes | Iterable[bytes]) -> None:
+    for piece in (content,) if isinstance(content, bytes) else content:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
 
 def discard(path: Path) -> None:

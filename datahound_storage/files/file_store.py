@@ -13,6 +13,7 @@ from datahound_storage.files import atomic, conflicts, history, sidecar, snapsho
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.files.trimming import trim
 from datahound_storage.halves import hashes_of, same_half
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
@@ -156,10 +157,10 @@ class FileStore:
             history.append_unlocked(self._paths.history_file, lines)
         self.runs_logged += 1
 
-    def append_run(self, entry: HistoryEntry) -> None:
-        """Append a run to the history, without waiting for the disk; another store has it too."""
+    def append_run(self, text: str) -> None:
+        """Append a run's line to the history, without waiting for the disk; a table has it too."""
         with locked(self._paths.lock_file, self._patience):
-            history.append(self._paths.history_file, [line_text(entry)], durable=False)
+            history.append(self._paths.history_file, [text], durable=False)
 
     def sync_history(self) -> None:
         """Put appended runs on disk."""
@@ -185,7 +186,7 @@ class FileStore:
             return self._trim(cutoff)
 
     def _trim(self, cutoff: datetime) -> int:
-        return sum(history.trim(path, cutoff) for path in self._paths.history_files)
+        return sum(trim(path, cutoff) for path in self._paths.history_files)
 
     def _change(self, change: Callable[[Texts, list[Conflict]], bool]) -> bool:
         with self._locked():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -147,32 +147,6 @@ def newest(paths: Iterable[Path], task_key: str | None, limit: int) -> list[Line
     ]
     wanted.sort(key=lambda item: item[:2], reverse=True)
     return [line for _, _, line in wanted[:limit]]
-
-
-def trim(path: Path, cutoff: datetime) -> int:
-    """Remove the lines of runs that ended before `cutoff`; return how many. Atomic and durable.
-
-    What cannot be parsed is kept. Callers hold the file lock. Raises FileStoreError.
-    """
-    return _rewrite(path, lambda text: not _ended_before(text, cutoff))
-
-
-def _ended_before(text: str, cutoff: datetime) -> bool:
-    line = parse_line(text)
-    return line is not None and line.ended_at < cutoff
-
-
-def _rewrite(path: Path, keep: Callable[[str], bool]) -> int:
-    removed, kept = 0, []
-    for text in texts(path):
-        if keep(text):
-            kept.append(text)
-        else:
-            removed += 1
-    if removed:
-        joined = "".join(f"{text}\n" for text in kept)
-        atomic.replace(path, joined.encode("utf-8", "surrogateescape"))
-    return removed
 
 
 def remember_cutoff(path: Path, cutoff: datetime) -> None:

@@ -47,33 +47,39 @@ def locked(path: Path, timeout: float) -> Iterator[None]:
     if not mutex.acquire(timeout=max(timeout, 0)):
         raise _timed_out(path, timeout)
     try:
-        with _open_until(path, deadline, timeout):
+        descriptor, owner = _acquire(path, deadline, timeout), os.getpid()
+        try:
             yield
+        finally:
+            _release(descriptor, owner)
     finally:
         mutex.release()
 
 
-@contextmanager
-def _open_until(path: Path, deadline: float, timeout: float) -> Iterator[None]:
-    """Hold the lock on the file that has the name when the wait is over."""
+def _acquire(path: Path, deadline: float, timeout: float) -> int:
+    """Lock the file that has the name when the wait is over; return its descriptor."""
     while True:
-        descriptor = _open(path)
-        owner = os.getpid()
+        descriptor, owner = _open(path), os.getpid()
         _held.add(descriptor)
         try:
             _wait(descriptor, path, deadline, timeout)
-            if not _has_name(descriptor, path):
-                continue  # somebody removed it as stale: later comers take another file
-            yield
-            return
-        finally:
-            if os.getpid() == owner:
-                _held.discard(descriptor)
-                # Nothing was written through it: a failure takes nothing back that was done.
-                with suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)
-                with suppress(OSError):
-                    os.close(descriptor)
+            if _has_name(descriptor, path):
+                return descriptor
+        except BaseException:
+            _release(descriptor, owner)
+            raise
+        # Somebody removed it as stale: later comers take another file.
+        _release(descriptor, owner)
+
+
+def _release(descriptor: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has closed its copy
+        _held.discard(descriptor)
+        # Nothing was written through it: a failure takes nothing back that was done.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _has_name(descriptor: int, path: Path) -> bool:
@@ -104,6 +110,9 @@ def open_or_create(path: Path, flags: int) -> int:
     What root makes is for the directory's owner.
     """
     flags |= os.O_CLOEXEC
+    # It is there nearly always.
+    with suppress(FileNotFoundError):
+        return os.open(path, flags)
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 
@@ -18,47 +19,47 @@ class StatePaths:
         """The paths for a data directory (`<base>/data`)."""
         return cls(Path(os.path.abspath(Path(data_dir).expanduser())))
 
-    @property
+    @cached_property
     def scheduler_dir(self) -> Path:
         """`<base>/data/scheduler`."""
         return self.data_dir / "scheduler"
 
-    @property
+    @cached_property
     def tasks_file(self) -> Path:
         """The snapshot."""
         return self.scheduler_dir / "scheduled_tasks.json"
 
-    @property
+    @cached_property
     def sidecar_file(self) -> Path:
         """What the snapshot shows, and of which database."""
         return self.scheduler_dir / ".scheduled_tasks.state.json"
 
-    @property
+    @cached_property
     def lock_file(self) -> Path:
         """The lock that the old code takes too."""
         return self.scheduler_dir / ".scheduler.lock"
 
-    @property
+    @cached_property
     def history_file(self) -> Path:
         """The history, one JSON object a line."""
         return self.data_dir.parent / "logging" / "scheduler" / "task_history.jsonl"
 
-    @property
+    @cached_property
     def legacy_history_file(self) -> Path:
         """Where older installations wrote the history, with naive local times."""
         return self.scheduler_dir / "task_history.jsonl"
 
-    @property
+    @cached_property
     def history_state_file(self) -> Path:
         """What was trimmed from the history while the files were the only store."""
         return self.scheduler_dir / ".task_history.state.json"
 
-    @property
+    @cached_property
     def conflicts_file(self) -> Path:
         """Versions that lost while the files were the only store."""
         return self.scheduler_dir / ".scheduled_tasks.conflicts.jsonl"
 
-    @property
+    @cached_property
     def history_files(self) -> tuple[Path, Path]:
         """All files that hold history, the older one first."""
         return self.legacy_history_file, self.history_file

@@ -6,14 +6,17 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import errors as pg
 from psycopg.rows import tuple_row
 
 Connection = psycopg.Connection[Any]
 
 # What one statement looks at. Whoever wants one of its rows waits for as long as it takes.
-BATCH = 1000
+BATCH = 8000
 # A statement that takes longer is cancelled, and tried with fewer rows.
 STATEMENT_SECONDS = 5.0
+# How long a batch waits for a row that somebody holds, before it is tried without such rows.
+LOCK_MILLISECONDS = 20
 _ENDED = "coalesce(r.finished_at, r.started_at)"
 
 
@@ -50,31 +53,46 @@ _NOT_KEPT = """
           AND (old.ended_at, old.seq) < (kept.ended_at, kept.seq))"""
 _PRUNE = f"""
 WITH old AS MATERIALIZED (
-    SELECT r.id, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
+    SELECT r.ctid AS place, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
     WHERE {_ENDED} < %(cutoff)s
       AND ({_ENDED}, r.seq) > (%(ended_at)s::timestamptz, %(seq)s::bigint)
     ORDER BY {_ENDED}, r.seq
     -- the next batch begins after them all: those that somebody gave no seq have no order
     FETCH FIRST (%(size)s::bigint) ROWS WITH TIES),
 {{oldest_kept}}
-wanted AS MATERIALIZED (SELECT old.id FROM old {{not_kept}}),
-free AS MATERIALIZED (
-    SELECT r.id FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM wanted))
-      AND {_ENDED} < %(cutoff)s -- it may have got its end since
-    FOR UPDATE SKIP LOCKED),
+-- By their place: nothing else gets it while this statement can see the row. One that was changed
+-- meanwhile has another place, and is left.
+wanted AS MATERIALIZED (SELECT old.place FROM old {{not_kept}}),
+{{free}}
 gone AS (
-    DELETE FROM scheduler_runs AS r WHERE r.id = ANY(ARRAY(SELECT id FROM free)) RETURNING 1),
+    DELETE FROM scheduler_runs AS r WHERE r.ctid = ANY(ARRAY(SELECT place FROM {{chosen}}))
+      AND {_ENDED} < %(cutoff)s -- it may have got its end since
+    RETURNING 1),
 last AS (SELECT ended_at, seq FROM old ORDER BY ended_at DESC, seq DESC LIMIT 1)
 SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone),
        (SELECT count(*) FROM wanted) - (SELECT count(*) FROM gone),
        (SELECT ended_at::text FROM last), (SELECT seq FROM last)"""
 
 
-def prune_statement(keep_last: int) -> str:
-    """The statement of a batch; public so that a test can look at its plan."""
-    if not keep_last:
-        return _PRUNE.format(oldest_kept="", not_kept="")
-    return _PRUNE.format(oldest_kept=_OLDEST_KEPT, not_kept=_NOT_KEPT)
+# Those of them that nobody holds, which costs as much as the deletion itself.
+_FREE = f"""
+free AS MATERIALIZED (
+    SELECT r.ctid AS place FROM scheduler_runs AS r
+    WHERE r.ctid = ANY(ARRAY(SELECT place FROM wanted)) AND {_ENDED} < %(cutoff)s
+    FOR UPDATE SKIP LOCKED),"""
+
+
+def prune_statement(keep_last: int, *, careful: bool) -> str:
+    """The statement of a batch; public so that a test can look at its plan.
+
+    `careful`: leave the rows that somebody holds, instead of waiting for them.
+    """
+    return _PRUNE.format(
+        oldest_kept=_OLDEST_KEPT if keep_last else "",
+        not_kept=_NOT_KEPT if keep_last else "",
+        free=_FREE if careful else "",
+        chosen="free" if careful else "wanted",
+    )
 
 
 def prune_batch(
@@ -85,13 +103,24 @@ def prune_batch(
     Committed when it returns. Raises QueryCanceled where it takes over STATEMENT_SECONDS.
     """
     values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
-    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-        # In another isolation a run that somebody has just changed would be an error.
-        cursor.execute(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        cursor.execute(f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}".encode())
-        row = cursor.execute(prune_statement(keep_last).encode(), values).fetchone()
+    try:
+        row = _prune(connection, prune_statement(keep_last, careful=False), values)
+    except pg.LockNotAvailable:
+        row = _prune(connection, prune_statement(keep_last, careful=True), values)
     seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
     return Batch(seen, deleted, in_use, Place(ended_at, seq) if ended_at else place)
+
+
+def _prune(connection: Connection, statement: str, values: dict[str, Any]) -> Any:
+    # In another isolation a run that somebody has just changed would be an error.
+    begin = (
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
+        f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
+        f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}"
+    )
+    with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(begin.encode(), prepare=False)
+        return cursor.execute(statement.encode(), values).fetchone()
 
 
 _TRY_LOCK = b"""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, NamedTuple
 
+import orjson
 import psycopg
 
 from datahound_storage.codec import loads
 from datahound_storage.postgres.times import clamped
-from datahound_storage.runs import HistoryEntry, RunRow, entry_of, line_text, unknown_task_id
+from datahound_storage.runs import (
+    HistoryEntry,
+    RunRow,
+    entry_from,
+    entry_of,
+    line_text,
+    unknown_task_id,
+)
 
 Connection = psycopg.Connection[Any]
 
 BATCH = 10_000
 # The end of a run; of one that goes on (or that died without saying so), its start.
 ENDED = "coalesce(r.finished_at, r.started_at)"
-_ROW = (
+ROW = (
     f"r.id, r.run_id, coalesce(r.task_key, ''), {clamped('r.started_at')}, "
     f"{clamped('r.finished_at')}, r.success, r.message, r.duration_ms, r.metadata_json, r.line_text"
 )
@@ -70,6 +80,7 @@ CREATE TEMP TABLE incoming_runs (
     started_at timestamptz, finished_at timestamptz, success boolean, message text,
     duration_ms bigint, metadata_json jsonb, line_text text
 ) ON COMMIT DROP"""
+# What was trimmed while they were on their way stays away.
 _INSERT_MANY = """
 INSERT INTO scheduler_runs (
     id, task_id, run_id, started_at, finished_at, success, message, duration_ms, metadata_json,
@@ -77,6 +88,7 @@ INSERT INTO scheduler_runs (
 SELECT i.id, coalesce(t.id, i.unknown_task_id), i.run_id, i.started_at, i.finished_at, i.success,
        i.message, i.duration_ms, i.metadata_json, i.task_key, i.line_text
 FROM incoming_runs AS i LEFT JOIN scheduler_tasks AS t ON t.task_key = i.task_key
+WHERE i.finished_at >= coalesce((SELECT history_cutoff FROM scheduler_storage), '-infinity')
 ORDER BY i.ordinal
 ON CONFLICT (run_id) DO NOTHING"""
 
@@ -91,18 +103,69 @@ def insert_many(connection: Connection, rows: Sequence[RunRow]) -> int:
         return connection.execute(_INSERT_MANY).rowcount
 
 
+# What an entry is made of; jsonb as text: it is parsed faster than by the driver.
+_ENTRY = f"""
+r.line_text, r.run_id, coalesce(r.task_key, ''), {clamped("r.finished_at")}, r.success, r.message,
+r.duration_ms, r.metadata_json::text"""
 _NEWEST = f"""
-SELECT {_ROW}, r.task_id FROM scheduler_runs AS r
+SELECT {{columns}} FROM scheduler_runs AS r
 WHERE true {{condition}}
 ORDER BY {ENDED} DESC, r.seq DESC LIMIT %(limit)s"""
 _OF_TASK = "AND r.task_key = %(task_key)s"
 _ENDED_ONLY = "AND r.finished_at IS NOT NULL"
 
 
-def newest_statement(*, of_task: bool, ended_only: bool) -> str:
+def newest_statement(*, of_task: bool, ended_only: bool, columns: str = f"{ROW}, r.task_id") -> str:
     """The statement of `newest`; public so that a test can look at its plan."""
-    condition = _OF_TASK if of_task else ""
-    return _NEWEST.format(condition=f"{condition} {_ENDED_ONLY if ended_only else ''}")
+    condition = f"{_OF_TASK if of_task else ''} {_ENDED_ONLY if ended_only else ''}"
+    return _NEWEST.format(columns=columns, condition=condition)
+
+
+def entries_statement(*, of_task: bool) -> str:
+    """The statement of `newest_entries`; public for the same reason."""
+    return newest_statement(of_task=of_task, ended_only=True, columns=_ENTRY)
+
+
+# Put together once: by task, and of all.
+_NEWEST_ENTRIES = {
+    of_task: entries_statement(of_task=of_task).encode() for of_task in (True, False)
+}
+
+
+def newest_entries(connection: Connection, task_key: str | None, limit: int) -> list[HistoryEntry]:
+    """The history entries of the newest runs that ended (of one task), newest first."""
+    values = {"task_key": task_key, "limit": limit}
+    rows = connection.execute(_NEWEST_ENTRIES[task_key is not None], values).fetchall()
+    return list(map(_entry, rows))
+
+
+def _entry(row: tuple[Any, ...]) -> HistoryEntry:
+    text, run_id, task_key, ended_at, success, message, duration_ms, metadata_text = row
+    if text is not None:
+        entry: HistoryEntry = loads(text)
+        return entry
+    metadata = _loads_metadata(metadata_text)
+    return entry_from(run_id, task_key, ended_at, success, message, duration_ms, metadata)
+
+
+# Beyond it orjson may have made a float of what is an integer.
+_EXACT = 2.0**53
+_EXACT_TYPES = frozenset((str, int, bool, NoneType))
+
+
+def _loads_metadata(text: str | None) -> dict[str, Any]:
+    """The value of a jsonb, {} for anything but an object: by hand, anything can be put there."""
+    try:
+        value = orjson.loads(text or "{}")
+        is_exact = all(
+            type(item) in _EXACT_TYPES or (type(item) is float and -_EXACT < item < _EXACT)
+            for item in value.values()
+        )
+        if not is_exact:
+            value = json.loads(text or "{}")
+    except (orjson.JSONDecodeError, RecursionError, AttributeError):
+        return {}  # nested too deeply, or no object
+    return value if isinstance(value, dict) else {}
 
 
 def newest(
@@ -111,7 +174,12 @@ def newest(
     """The newest runs (of one task), newest first: by end, then insertion. None: all of them."""
     statement = newest_statement(of_task=task_key is not None, ended_only=ended_only)
     cursor = connection.execute(statement.encode(), {"task_key": task_key, "limit": limit})
-    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in cursor]
+    return [stored_run(row) for row in cursor]
+
+
+def stored_run(row: tuple[Any, ...]) -> StoredRun:
+    """The run of a row of ROW and its task's id."""
+    return StoredRun(_run_row(row), _metadata(row), row[10])
 
 
 def _run_row(row: tuple[Any, ...]) -> RunRow:
@@ -139,27 +207,16 @@ def ids_before(connection: Connection, cutoff: datetime) -> set[str]:
     return {row[0] for row in connection.execute(_IDS_BEFORE.encode(), (cutoff,))}
 
 
-_BY_IDS = f"""
-SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.run_id = ANY(%s)
-ORDER BY {ENDED}, r.seq"""
-
-
-def by_ids(connection: Connection, ids: Sequence[str]) -> list[StoredRun]:
-    """The runs with these ids, oldest first."""
-    rows = connection.execute(_BY_IDS, (list(ids),))
-    return [StoredRun(_run_row(row), _metadata(row), row[10]) for row in rows]
-
-
 def ended_runs(connection: Connection) -> Iterator[StoredRun]:
     """All runs that ended, oldest first, streamed. Needs a transaction around it."""
     query = f"""
-        SELECT {_ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
+        SELECT {ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
         ORDER BY {ENDED}, r.seq"""
     with connection.cursor(name="ended_runs") as cursor:
         cursor.itersize = BATCH
         cursor.execute(query.encode())
         for row in cursor:
-            yield StoredRun(_run_row(row), _metadata(row), row[10])
+            yield stored_run(row)
 
 
 _CUTOFF = """

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from datahound_storage.postgres import pruning, run_table
+from datahound_storage.postgres import pruning, run_compare, run_table
 from tests.servers import TestServer
 
 RUNS, TASKS = 20_000, 40
@@ -65,15 +65,18 @@ def test_the_newest_come_from_an_index(
     connection: psycopg.Connection, mode: str, ended_only: bool, of_task: bool, index: str
 ) -> None:
     statement = run_table.newest_statement(of_task=of_task, ended_only=ended_only)
-    found = explain(connection, mode, statement, {"task_key": "'task-7'", "limit": "100"})
-    assert [node["Node Type"] for node in found] == ["Limit", "Index Scan"]
-    assert found[1]["Index Name"] == index
+    of_entries = run_table.entries_statement(of_task=of_task)
+    for looked_at in (statement, of_entries):
+        found = explain(connection, mode, looked_at, {"task_key": "'task-7'", "limit": "100"})
+        assert [node["Node Type"] for node in found] == ["Limit", "Index Scan"]
+        assert found[1]["Index Name"] == index
 
 
 @pytest.mark.parametrize("mode", ["custom", "generic"])
 @pytest.mark.parametrize("keep_last", [0, 3])
+@pytest.mark.parametrize("careful", [False, True])
 def test_a_batch_to_prune_comes_from_an_index(
-    connection: psycopg.Connection, mode: str, keep_last: int
+    connection: psycopg.Connection, mode: str, careful: bool, keep_last: int
 ) -> None:
     values = {
         "cutoff": "now() - interval '20 days'",
@@ -82,10 +85,12 @@ def test_a_batch_to_prune_comes_from_an_index(
         "size": "1000",
         "keep_last": str(keep_last),
     }
-    found = explain(connection, mode, pruning.prune_statement(keep_last), values)
+    found = explain(connection, mode, pruning.prune_statement(keep_last, careful=careful), values)
     assert "Seq Scan" not in {node["Node Type"] for node in found}
     read = {node["Index Name"]: node for node in found if "Index Name" in node}
-    assert set(read) == {OF_ALL, "scheduler_runs_pkey", *([OF_TASK] if keep_last else [])}
+    assert set(read) == {OF_ALL, *([OF_TASK] if keep_last else [])}
+    # Those to delete; before that, where it is careful, those to lock.
+    assert [node["Node Type"] for node in found].count("Tid Scan") == 1 + careful
     # What was pruned or kept before is not looked at again.
     place = "ROW(COALESCE(finished_at, started_at), seq) > ROW("
     assert place in read[OF_ALL]["Index Cond"]
@@ -93,10 +98,28 @@ def test_a_batch_to_prune_comes_from_an_index(
 
 def test_what_is_kept_is_counted_once_for_a_task(connection: psycopg.Connection) -> None:
     values = {"cutoff": "2100-01-01", **pruning.Place()._asdict(), "size": 1000, "keep_last": 400}
-    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {pruning.prune_statement(400)}"
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {pruning.prune_statement(400, careful=False)}"
     with connection.transaction(force_rollback=True):
         row = connection.execute(statement.encode(), values).fetchone()
     assert row is not None
     found = [node for node in nodes(row[0][0]["Plan"]) if node.get("Index Name") == OF_TASK]
     read = sum(node["Actual Rows"] * node["Actual Loops"] for node in found)
     assert 0 < read <= RUNS
+
+
+@pytest.mark.parametrize("query", [run_compare.ONLY_SHOWN, run_compare.ONLY_STORED])
+def test_what_only_one_side_has_is_found_by_one_pass_over_each(
+    connection: psycopg.Connection, query: str
+) -> None:
+    """Not by a look-up for each run: there may be millions."""
+    shown = (b"0\t%d\trun-%d\t\\N\n" % (n * 250, n) for n in range(RUNS))
+    with connection.transaction(force_rollback=True):
+        run_compare.load_shown(connection, shown)
+        run_compare.analyze(connection)
+        row = connection.execute(
+            f"EXPLAIN (FORMAT JSON) DECLARE looked_at CURSOR FOR {query}".encode()
+        ).fetchone()
+    assert row is not None
+    joins = [node for node in nodes(row[0][0]["Plan"]) if "Join Type" in node]
+    kinds = [(node["Node Type"], node["Join Type"].removeprefix("Right ")) for node in joins]
+    assert kinds == [("Hash Join", "Anti")]

@@ -48,7 +48,8 @@ def other(migrated_url: str) -> Iterator[StorageDAL]:
 
 @pytest.fixture
 def in_pauses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[float]]:
-    """Do something in each pause, instead of waiting; gives the list of the pauses."""
+    """Do something in each pause after 1000 rows, instead of waiting; gives the list of pauses."""
+    monkeypatch.setattr(statements, "BATCH", 1000)
 
     def install(act: Callable[[], None]) -> list[float]:
         pauses: list[float] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,24 @@ def test_a_file_is_made_and_replaced(target: Path) -> None:
     assert target.read_bytes() == b"one"
     atomic.replace(target, b"two" * 100_000)
     assert target.read_bytes() == b"two" * 100_000
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_content_may_come_in_pieces(target: Path) -> None:
+    atomic.replace(target, (bytes([number]) * 100_000 for number in range(3)))
+    assert target.read_bytes() == b"\0" * 100_000 + b"\1" * 100_000 + b"\2" * 100_000
+
+
+def test_pieces_that_cannot_be_read_leave_the_old_content_alone(target: Path) -> None:
+    target.write_bytes(b"old")
+
+    def pieces() -> Iterator[bytes]:
+        yield b"new"
+        raise FileStoreError("cannot read it")
+
+    with pytest.raises(FileStoreError, match="cannot read it"):
+        atomic.replace(target, pieces())
+    assert target.read_bytes() == b"old"
     assert os.listdir(target.parent) == [target.name]
 
 

@@ -66,6 +66,45 @@ def test_a_message_that_is_no_text_becomes_its_text() -> None:
     assert json.loads(runs.line_text(entry)) == entry | {"message": "no rows"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"message": ""},
+        {"message": "日本 😀"},
+        {"message": "\x00"},
+        # Two halves become one letter in the file.
+        {"message": "\ud83d\ude00"},
+        {"message": "\ud800"},
+        {"message": None},
+        {"message": ["a", 1.5]},
+        {"message": object()},
+        {"success": None},
+        {"duration_seconds": 5},
+        {"duration_seconds": 2**70},
+        {"duration_seconds": -(2**63) - 1},
+        {"duration_seconds": math.nan},
+        {"duration_seconds": "three"},
+        {"task_id": ""},
+        {"task_id": None},
+        {"task_id": "a\x00"},
+        {"task_id": "x" * 300},
+        {"task_name": 5, "task_type": None},
+    ],
+    ids=lambda changes: ascii(changes)[:40],
+)
+def test_the_line_of_a_new_entry_is_what_its_text_says(changes: dict[str, object]) -> None:
+    entry = runs.new_entry("t1", True, "done", 1.5, "name", "download") | changes
+    text = runs.line_text(entry)
+    made, parsed = runs.line_of_new(entry, text), runs.parse_line(text)
+    assert made == parsed
+    if made is not None:
+        assert json.dumps(made.entry) == text
+        assert runs.row_of(made)._replace(id=UUID(int=0)) == runs.row_of(only_line(text))._replace(
+            id=UUID(int=0)
+        )
+
+
 @pytest.mark.parametrize("message", ["a\nb\r\n", "\x00", "\ud800", "日本\u2028", '"\\'])
 def test_any_message_is_one_line_and_comes_back(message: str) -> None:
     entry = runs.new_entry("t1", False, message, 1.5, "name", "download")
