@@ -11,20 +11,21 @@ from typing import NamedTuple
 from datahound_storage.belonging import check_belongs, shown_at
 from datahound_storage.carried_over import CarriedOver, carried_over
 from datahound_storage.choosing import choose_database, choose_files
-from datahound_storage.codec import decode
 from datahound_storage.dal import StorageDAL, own_writes
 from datahound_storage.errors import SnapshotError
+from datahound_storage.files.layout import text_digest
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Sidecar, task_line
-from datahound_storage.files.snapshot import Snapshot, text_digest
+from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.files_side import FilesSide, look_at_files, take_files
 from datahound_storage.last_equal import Base
 from datahound_storage.postgres.changes import Changes, OwnWrites
+from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import Tombstone
-from datahound_storage.reconcile import Meeting, Plan, Version, file_version
+from datahound_storage.reconcile import Meeting, Plan, Version
 from datahound_storage.reporting import Reporter, counted
-from datahound_storage.tasks import BulkChange, TaskText
 from datahound_storage.view import Look
+from datahound_storage.writes import BulkChange, TaskText
 
 log = Reporter()
 
@@ -160,9 +161,9 @@ def plan_meeting(
     if not changes.state.filled or keep is not None:
         known = None
     base = None if known is None else _base(known)
-    files = {i.task_key: file_version(i.text, i.task) for i in side.snapshot.items}
+    files = {i.task_key: Version(i.task_key, i.text) for i in side.snapshot.items}
     ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
-    database = {s.task_key: _version(s.text, s.changed_us, base) for s in ordered}
+    database = {s.task_key: _version(s, base) for s in ordered}
     if keep is Keep.DATABASE:
         return choose_database(files, database)
     if keep is Keep.FILES:
@@ -197,12 +198,12 @@ def _base(known: Sidecar) -> Base:
     return Base(known.tasks, known.shown_since, shown_at(known.header))
 
 
-def _version(text: str, changed_us: int, base: Base | None) -> Version:
-    task = decode(text)
+def _version(stored: StoredTask, base: Base | None) -> Version:
     if base is None:
         # Strangers: both sides are judged by what the task says of itself.
-        return file_version(text, task)
-    return Version(text, task, datetime.fromtimestamp(changed_us / 1_000_000, UTC))
+        return Version(stored.task_key, stored.text)
+    changed_at = datetime.fromtimestamp(stored.changed_us / 1_000_000, UTC)
+    return Version(stored.task_key, stored.text, changed_at)
 
 
 def waiting_tasks(paths: StatePaths) -> int | None:

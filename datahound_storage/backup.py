@@ -25,8 +25,8 @@ from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
 from datahound_storage.standing import StandingSnapshot
-from datahound_storage.tasks import TaskText
 from datahound_storage.view import Look, TaskView
+from datahound_storage.writes import TaskText
 
 # A peer that starts at the same time may be importing thousands of tasks.
 ATTACH_PATIENCE = 60.0

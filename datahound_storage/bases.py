@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datahound_storage.codec import Task, decode
-from datahound_storage.tasks import TaskText, texts_by_key
+from datahound_storage.writes import TaskText, texts_by_key
 
 # What cannot be referred to weakly, a dict of the caller's own or an object of a class with slots,
 # has to be kept alive to be recognised: so many of them.

@@ -16,7 +16,8 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.files_side import look_at_files
 from datahound_storage.history_sync import sync_history
 from datahound_storage.reconcile import Plan
-from datahound_storage.tasks import TaskText, parse_time, texts_by_key
+from datahound_storage.tasks import parse_time
+from datahound_storage.writes import TaskText, texts_by_key
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Sides:
         files, after = self._in_files, _carried_out(plan, self._in_database)
         to_database, to_files, pruned = self._runs
         return Preview(
-            to_database=[prepared.task_key for prepared in plan.write],
+            to_database=[version.task_key for version in plan.write],
             deleted_in_database=plan.delete,
             to_files=[key for key, text in after.items() if files.get(key) != text],
             deleted_in_files=[key for key in files if key not in after],
@@ -145,7 +146,7 @@ class Sides:
 def _carried_out(plan: Plan, database: list[TaskText]) -> dict[str, str]:
     gone = set(plan.delete)
     after = {key: text for key, text in texts_by_key(database).items() if key not in gone}
-    after |= {prepared.task_key: prepared.text for prepared in plan.write}
+    after |= {version.task_key: version.text for version in plan.write}
     return {key: after[key] for key in plan.order or [] if key in after} | after
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from datahound_storage.reconcile import Plan, Version, lost_version, prepared_of
+from datahound_storage.reconcile import Plan, Version, lost_version
 
 _CHOSEN = "the operator chose the other side"
 
@@ -16,7 +16,7 @@ def choose_files(files: Mapping[str, Version], database: Mapping[str, Version]) 
     lost = [key for key in (*changed, *gone) if key in database]
     natural = [*(k for k in database if k in files), *(k for k in files if k not in database)]
     return Plan(
-        write=[prepared_of(version) for version in changed.values()],
+        write=list(changed.values()),
         delete=gone,
         order=None if list(files) == natural else list(files),
         conflicts=[lost_version(key, "task", "files", database[key], _CHOSEN) for key in lost],

@@ -24,7 +24,7 @@ from datahound_storage.postgres.task_table import Beside, KeptConflict, Tombston
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.records import SchedulerTaskFilter, SchedulerTaskRecord
 from datahound_storage.run_dal import RunDAL
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange
+from datahound_storage.writes import BulkChange, PreparedTask, TaskChange
 
 # An update that loses the race against another one this often has found a bug, not a rival.
 _MAX_RACES = 100
@@ -44,7 +44,7 @@ def own_writes(stamp: int, change: BulkChange) -> OwnWrites | None:
     """What a bulk change wrote; None where it also moved tasks, whose texts it does not know."""
     if change.order is not None:
         return None
-    return OwnWrites(stamp, {prepared.task_key: prepared.text for prepared in change.write})
+    return OwnWrites(stamp, change.texts)
 
 
 def _present_ones(
@@ -216,7 +216,7 @@ class StorageDAL(RunDAL):
             attempts.append((token, memory.begin_change(connection, token)))
             found = self._read_all(connection, known)
             present = {task.task_key for task in found.tasks}
-            self._apply(connection, decide(found), present, beside)
+            self.apply(connection, decide(found), present, beside)
 
     def _new_rows(
         self, added: Iterable[PreparedTask], beside: Beside | None
@@ -233,7 +233,7 @@ class StorageDAL(RunDAL):
             return changes.read_all(connection)
         return changes.read_all_since(connection, known.state, known.tasks)
 
-    def _apply(
+    def apply(
         self,
         connection: DeadlineConnection,
         change: BulkChange,

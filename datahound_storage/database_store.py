@@ -30,8 +30,8 @@ from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_of_new, line_text, row_of
 from datahound_storage.stores import Change, Decide
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskText
 from datahound_storage.view import LookingAhead
+from datahound_storage.writes import BulkChange, PreparedTask, TaskText
 
 log = Reporter()
 
@@ -151,7 +151,7 @@ class DatabaseStore:
             known = self.backup.known_tasks()
             stamp = self._dal.change_all(decide_changes, known=known, beside=ahead)
         change = wanted[-1]
-        task_keys = [*(p.task_key for p in change.write), *change.delete]
+        task_keys = [*change.texts, *change.delete]
         redo = Owed(stamp, lambda files: files.change_all(decide), begun)
         self._follow(redo, task_keys, News(own_writes(stamp, change), ahead.looks, losses))
 

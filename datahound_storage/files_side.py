@@ -15,7 +15,7 @@ from datahound_storage.files.sidecar import Hashes, Sidecar
 from datahound_storage.files.snapshot import Snapshot, SnapshotItem
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
-from datahound_storage.tasks import PreparedTask
+from datahound_storage.writes import PreparedTask
 
 
 @dataclass

@@ -7,7 +7,8 @@ from datahound_storage.postgres import task_table
 from datahound_storage.postgres.run_table import StoredRun
 from datahound_storage.postgres.stored import MIRROR_COLUMNS
 from datahound_storage.records import SchedulerRunRecord, SchedulerTaskRecord
-from datahound_storage.tasks import PreparedTask, apply_columns, check, columns_of
+from datahound_storage.tasks import apply_columns, check, columns_of
+from datahound_storage.writes import PreparedTask
 
 
 def prepare(record: SchedulerTaskRecord) -> PreparedTask:

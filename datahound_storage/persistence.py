@@ -25,7 +25,8 @@ from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.stores import all_once, once
-from datahound_storage.tasks import MAX_KEY, TaskChange, TaskText, decode_item
+from datahound_storage.tasks import MAX_KEY
+from datahound_storage.writes import TaskChange, TaskText, decode_item
 
 log = Reporter()
 

@@ -16,7 +16,8 @@ from datahound_storage.codec import Task, decode, encode_lenient, same
 from datahound_storage.files.sidecar import Hashes
 from datahound_storage.halves import hashes_of, join_halves, same_half
 from datahound_storage.last_equal import OPERATOR, SCHEDULER, Base
-from datahound_storage.tasks import BulkChange, Conflict, PreparedTask, columns_of, parse_time
+from datahound_storage.tasks import columns_of, parse_time
+from datahound_storage.writes import BulkChange, Conflict, LazyWrites, PreparedTask
 
 # A clock further ahead than this cannot be trusted to tell which change is newer.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -24,18 +25,32 @@ HALF_NAMES = ("operator", "scheduler")
 
 
 class Version(NamedTuple):
-    """A task on one side: its text, its value, and when it was last changed, if that is known."""
+    """A task on one side: its text, and when it was last changed there.
 
+    `stamp`: as the database says; None: as the task says of itself. The rest is worked out when it
+    is asked for: most tasks are the same on both sides, and their texts tell that.
+    """
+
+    task_key: str
     text: str
-    task: Task
-    changed_at: datetime | None
+    stamp: datetime | None = None
+
+    @property
+    def task(self) -> Task:
+        """Its value."""
+        return decode(self.text)
+
+    @property
+    def changed_at(self) -> datetime | None:
+        """When it was last changed, if that is known."""
+        return self.stamp or parse_time(self.task.get("updated_at"))
 
 
 @dataclass
 class Plan:
     """What is to be done to the database, what was lost on the way, and what to tell."""
 
-    write: list[PreparedTask] = field(default_factory=list)
+    write: list[Version] = field(default_factory=list)
     delete: list[str] = field(default_factory=list)
     order: list[str] | None = None
     conflicts: list[Conflict] = field(default_factory=list)
@@ -44,7 +59,8 @@ class Plan:
     @property
     def change(self) -> BulkChange:
         """The change to the database, in one transaction with what is kept of the losers."""
-        return BulkChange(self.write, self.delete, self.order, tuple(self.conflicts))
+        write = LazyWrites(lambda: map(prepared_of, self.write))
+        return BulkChange(write, self.delete, self.order, tuple(self.conflicts))
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Meeting:
                 f"task {key!r} was deleted in the database, which may not have known what the "
                 "files show of it: it is kept"
             )
-        plan.write.append(prepared_of(version))
+        plan.write.append(version)
 
     def _may_have_been_deleted(self, key: str, version: Version) -> bool:
         """Whether a deletion may be undone here: it cannot be told what it has seen."""
@@ -173,7 +189,7 @@ class Meeting:
             and self.base.had_exactly(key, hashes[1])
             and not self.base.was_shown_since(key, OPERATOR, hashes[0][OPERATOR])
         ):
-            plan.write.append(prepared_of(files))
+            plan.write.append(files)
             return
         if (
             self.base is not None
@@ -185,7 +201,7 @@ class Meeting:
         if self.base is None and hashes[0] == hashes[1]:
             # Rows without a text were rebuilt: the file still has order and spelling.
             if not _is_newer(database.changed_at, files.changed_at, self.now):
-                plan.write.append(prepared_of(files))
+                plan.write.append(files)
             return
         from_files = [
             self._files_win(plan, key, half, files, database, (hashes[0][half], hashes[1][half]))
@@ -272,15 +288,15 @@ def _is_newer(files: datetime | None, database: datetime | None, now: datetime) 
     return database is None or files > database
 
 
-def _joined(from_files: list[bool], files: Version, database: Version) -> PreparedTask:
+def _joined(from_files: list[bool], files: Version, database: Version) -> Version:
     if all(from_files):
-        return prepared_of(files)
+        return files
     sides = [files if wins else database for wins in from_files]
     task = join_halves(sides[OPERATOR].task, sides[SCHEDULER].task)
     for version in (files, database):
         if same(task, version.task):
-            return prepared_of(version)
-    return PreparedTask(columns_of(task), encode_lenient(task))
+            return version
+    return Version(task["task_id"], encode_lenient(task))
 
 
 def prepared_of(version: Version) -> PreparedTask:
@@ -291,8 +307,3 @@ def prepared_of(version: Version) -> PreparedTask:
 def lost_version(key: str, half: str, kept: str, version: Version, reason: str) -> Conflict:
     """A version that loses, to be kept."""
     return Conflict(key, half, kept, version.text, reason)
-
-
-def file_version(text: str, task: Task) -> Version:
-    """The version of a task in the files, whose time is what the task says of itself."""
-    return Version(text, task, parse_time(task.get("updated_at")))

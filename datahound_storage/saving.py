@@ -10,16 +10,14 @@ from datahound_storage.codec import Task, decode, encode, encode_lenient, same
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.halves import hashes_of
 from datahound_storage.merge import half_of, merge
-from datahound_storage.tasks import (
+from datahound_storage.tasks import check, check_status, columns_of
+from datahound_storage.writes import (
     BulkChange,
     Conflict,
     LazyWrites,
     PreparedTask,
     TaskChange,
     TaskText,
-    check,
-    check_status,
-    columns_of,
     texts_by_key,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datahound_storage.errors import FileStoreError
-from datahound_storage.files import atomic, sidecar, snapshot
+from datahound_storage.files import atomic, layout, sidecar
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.sidecar import Hashes, SidecarHeader, line_hashes, task_line
 from datahound_storage.files.snapshot import Snapshot
@@ -104,8 +104,8 @@ class StandingSnapshot:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
         self._settle_after_a_crash()
         texts = [item.text for item in view.texts()]
-        made = atomic.prepare(self._paths.tasks_file, snapshot.assemble(texts))
-        digest = view.digest() or snapshot.digest(b"".join(snapshot.assemble(texts)))
+        made = atomic.prepare(self._paths.tasks_file, layout.assemble(texts))
+        digest = view.digest() or layout.digest(b"".join(layout.assemble(texts)))
         header = self._header_of(view, made, digest)
         unlike = self.unlike(view)
         with sidecar.Previous(self._paths.sidecar_file) as before:

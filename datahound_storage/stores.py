@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from datahound_storage.runs import HistoryEntry
-from datahound_storage.tasks import BulkChange, PreparedTask, TaskChange, TaskText, texts_by_key
+from datahound_storage.writes import BulkChange, PreparedTask, TaskChange, TaskText, texts_by_key
 
 # Makes the new version of a task from the text of the one that is stored.
 Change = Callable[[str], TaskChange]
@@ -79,13 +79,13 @@ def all_once(decide: Decide) -> Decide:
 
 def _does_something(change: BulkChange) -> bool:
     # What only keeps a conflict is not done as long as nobody knows that it was committed.
-    return bool(change.write or change.delete or change.order is not None)
+    return bool(change.texts or change.delete or change.order is not None)
 
 
 def _is_done(change: BulkChange, texts: list[TaskText]) -> bool:
     found = texts_by_key(texts)
     return (
-        all(found.get(prepared.task_key) == prepared.text for prepared in change.write)
+        all(found.get(task_key) == text for task_key, text in change.texts.items())
         and not found.keys() & set(change.delete)
         and (change.order is None or change.order == list(found))
     )

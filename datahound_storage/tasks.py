@@ -6,13 +6,11 @@ where somebody changed a column by hand, `apply_columns` writes the change back 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import orjson
-
-from datahound_storage.codec import Task, decode, fits_text_column, for_text_column
+from datahound_storage.codec import Task, fits_text_column, for_text_column
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.records import ScheduleType, TaskStatus
 
@@ -79,100 +77,6 @@ class TaskColumns(NamedTuple):
     status: str
     created_at: datetime | None
     updated_at: datetime | None
-
-
-class PreparedTask(NamedTuple):
-    """A valid task, ready to be stored: its columns and its text."""
-
-    columns: TaskColumns
-    text: str
-
-    @property
-    def task_key(self) -> str:
-        """The task's key."""
-        return self.columns.task_key
-
-
-class Conflict(NamedTuple):
-    """A version that lost: `kept` names the side whose version stays."""
-
-    task_key: str
-    half: str
-    kept: str
-    lost_text: str
-    reason: str
-
-
-class TaskChange(NamedTuple):
-    """A new version of a stored task, and what of the stored one loses by it."""
-
-    prepared: PreparedTask
-    conflicts: tuple[Conflict, ...] = ()
-
-
-class LazyWrites(Collection[PreparedTask]):
-    """Tasks to write that are prepared one by one, while the store takes in those before."""
-
-    def __init__(self, prepare: Callable[[], Iterable[PreparedTask]]) -> None:
-        self._prepare = prepare
-        self._made: list[PreparedTask] | None = None
-
-    def __iter__(self) -> Iterator[PreparedTask]:
-        if self._made is not None:
-            yield from self._made
-            return
-        made = []
-        for prepared in self._prepare():
-            made.append(prepared)
-            yield prepared
-        self._made = made
-
-    def _all(self) -> list[PreparedTask]:
-        return list(iter(self)) if self._made is None else self._made
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def __contains__(self, prepared: object) -> bool:
-        return prepared in self._all()
-
-
-class BulkChange(NamedTuple):
-    """Tasks to write, new ones in this order; keys to delete; the order of all, if it changes.
-
-    `conflicts` are versions that lose by it, to be kept for the operator; they are complete when
-    `write` was gone through. `carried_over` tells what is to be remembered of a meeting (None:
-    nothing), after the mark of its files; it is asked when all is written.
-    """
-
-    write: Collection[PreparedTask]
-    delete: list[str]
-    order: list[str] | None = None
-    conflicts: Sequence[Conflict] = ()
-    carried_over: tuple[str, Callable[[], str | None]] | None = None
-
-
-class TaskText(NamedTuple):
-    """A stored task: its key and its exact text.
-
-    `is_read_alike`: orjson is known to give what `json` gives.
-    """
-
-    task_key: str
-    text: str
-    is_read_alike: bool = False
-
-
-def decode_item(item: TaskText) -> Task:
-    """The value of a stored task."""
-    # Looking through the text for odd numbers takes as long as reading it.
-    task: Task = orjson.loads(item.text) if item.is_read_alike else decode(item.text)
-    return task
-
-
-def texts_by_key(texts: Iterable[TaskText]) -> dict[str, str]:
-    """The text of each key, in the same order."""
-    return {item.task_key: item.text for item in texts}
 
 
 def columns_of(task: Task) -> TaskColumns:

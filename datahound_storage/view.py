@@ -15,12 +15,12 @@ from threading import Thread
 from typing import NamedTuple
 
 from datahound_storage.codec import read
-from datahound_storage.files import snapshot
+from datahound_storage.files import layout
 from datahound_storage.files.sidecar import task_line
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.tasks import PreparedTask, TaskText
+from datahound_storage.writes import PreparedTask, TaskText
 
 # So few are looked at before a thread has begun.
 _FEW = 200
@@ -122,7 +122,7 @@ class TaskView:
     def digest(self) -> str | None:
         """The digest of a snapshot that shows them; None where only its content can tell."""
         digests = list(map(_digest, self._entries.values()))
-        return None if None in digests else snapshot.digest_of_texts(digests)
+        return None if None in digests else layout.digest_of_texts(digests)
 
     def line(self, task_key: str) -> str | None:
         """The line of a task in the sidecar, None where there is no such task."""
@@ -156,7 +156,7 @@ def look_at(task_key: str, text: str) -> Look:
     task, is_read_alike = read(text)
     item = TaskText(task_key, text, is_read_alike)
     line = task_line(task_key, hashes_of(task, is_finite=is_read_alike))
-    return Look(item, line, snapshot.text_digest(text))
+    return Look(item, line, layout.text_digest(text))
 
 
 class LookingAhead:

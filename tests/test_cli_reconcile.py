@@ -15,7 +15,7 @@ from click.testing import Result
 
 from datahound_storage.files import conflicts
 from datahound_storage.migrations import downgrade
-from datahound_storage.tasks import Conflict
+from datahound_storage.writes import Conflict
 from tests import situations
 from tests.fix_cli import DEAD_URL, Call, failed
 from tests.fix_persistence import MakePersistence

@@ -13,7 +13,7 @@ import pytest
 
 from datahound_storage.files import conflicts
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.tasks import Conflict
+from datahound_storage.writes import Conflict
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

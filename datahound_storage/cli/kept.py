@@ -18,7 +18,7 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.halves import halves_of
 from datahound_storage.health import StoreName
 from datahound_storage.settings import Settings, why_no_url
-from datahound_storage.tasks import Conflict
+from datahound_storage.writes import Conflict
 
 _ABSENT: Any = object()
 _FILE_MARK = "f"

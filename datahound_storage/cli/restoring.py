@@ -24,15 +24,8 @@ from datahound_storage.saving import TaskAdapter
 from datahound_storage.settings import Settings
 from datahound_storage.stamping import now_like
 from datahound_storage.stores import all_once
-from datahound_storage.tasks import (
-    BulkChange,
-    Conflict,
-    PreparedTask,
-    TaskText,
-    check,
-    columns_of,
-    texts_by_key,
-)
+from datahound_storage.tasks import check, columns_of
+from datahound_storage.writes import BulkChange, Conflict, PreparedTask, TaskText, texts_by_key
 
 _WHOLE = "task"
 

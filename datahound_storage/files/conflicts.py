@@ -11,7 +11,8 @@ from typing import NamedTuple
 from datahound_storage.codec import loads
 from datahound_storage.files import atomic, history
 from datahound_storage.files.lock import cannot
-from datahound_storage.tasks import Conflict, parse_time
+from datahound_storage.tasks import parse_time
+from datahound_storage.writes import Conflict
 
 
 class NotedConflict(NamedTuple):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from datahound_storage.codec import decode
 from datahound_storage.errors import FileStoreError, LockTimeoutError
-from datahound_storage.files import atomic, conflicts, history, sidecar, snapshot
+from datahound_storage.files import atomic, conflicts, history, layout, sidecar, snapshot
 from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.snapshot import Snapshot
@@ -17,7 +17,7 @@ from datahound_storage.files.trimming import trim
 from datahound_storage.halves import hashes_of, same_half
 from datahound_storage.reporting import Reporter
 from datahound_storage.runs import HistoryEntry, line_text
-from datahound_storage.tasks import (
+from datahound_storage.writes import (
     BulkChange,
     Conflict,
     PreparedTask,
@@ -206,7 +206,7 @@ class FileStore:
             conflicts.append(self._paths.conflicts_file, lost)
             unpublished = atomic.unpublished(self._paths.tasks_file)
             sidecar.settle(self._paths.sidecar_file, unpublished)
-            atomic.replace(self._paths.tasks_file, snapshot.assemble(texts.values()))
+            atomic.replace(self._paths.tasks_file, layout.assemble(texts.values()))
             if self._is_redoing:
                 changed = (key for key in before | texts if before.get(key) != texts.get(key))
                 self._note({key: texts.get(key) for key in changed})
@@ -237,10 +237,10 @@ def _apply(wanted: BulkChange, texts: Texts) -> bool:
     """Carry out a bulk change; return whether there was something to do."""
     for key in wanted.delete:
         texts.pop(key, None)
-    texts.update((prepared.task_key, prepared.text) for prepared in wanted.write)
+    texts.update(wanted.texts)
     if wanted.order is not None:
         ordered = {key: texts.pop(key) for key in wanted.order if key in texts}
         rest = dict(texts)
         texts.clear()
         texts.update(ordered | rest)
-    return bool(wanted.write or wanted.delete or wanted.order is not None)
+    return bool(wanted.texts or wanted.delete or wanted.order is not None)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from datahound_storage.codec import Task, as_in_snapshot, is_in_layout
 from datahound_storage.codec import read as read_value
 from datahound_storage.errors import FileStoreError, InvalidTaskError, SnapshotError
 from datahound_storage.files import atomic
+from datahound_storage.files.layout import (
+    OtherLayoutError,
+    digest,
+    digest_of_texts,
+    hash_of,
+    texts_in,
+)
 from datahound_storage.files.lock import cannot
 from datahound_storage.reporting import Reporter, counted
 from datahound_storage.tasks import check
+from datahound_storage.writes import TaskText, decode_item
 
 log = Reporter()
 
@@ -28,24 +33,23 @@ _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
 _TASK_ID = re.compile(r'"task_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ASIDE = ".damaged-"
-_SEPARATOR = ",\n  "
-_FIRST, _BETWEEN, _LAST = b"[\n  {", b",\n  {", b"}\n]"
-# Tasks that are joined at once: memory for all of them together would cost more than the joining.
-_BLOCK = 256
-_SIZE = 16
 
 
 class SnapshotItem(NamedTuple):
-    """One task of a snapshot: its exact text, in the snapshot's layout, and its value.
+    """One task of a snapshot: its exact text, in the snapshot's layout.
 
     `digest` is the `text_digest`, where it is known; `is_read_alike` as in `TaskText`.
     """
 
     task_key: str
     text: str
-    task: Task
     digest: bytes | None = None
     is_read_alike: bool = False
+
+    @property
+    def task(self) -> Task:
+        """Its value; read anew each time, as all together they would take a lot of memory."""
+        return decode_item(TaskText(self.task_key, self.text, self.is_read_alike))
 
 
 @dataclass
@@ -64,58 +68,6 @@ class Snapshot:
         return bool(self.problems)
 
 
-def assemble(texts: Iterable[str]) -> Iterator[bytes]:
-    """The bytes of a snapshot that shows these tasks, in this order; block by block."""
-    remaining = iter(texts)
-    block = list(islice(remaining, _BLOCK))
-    before, empty = "[\n  ", not block
-    while block:
-        following = list(islice(remaining, _BLOCK))
-        after = "" if following else "\n]"
-        yield f"{before}{_SEPARATOR.join(block)}{after}".encode("ascii")
-        before, block = _SEPARATOR, following
-    if empty:
-        yield b"[]"
-
-
-def digest(content: bytes) -> str:
-    """The hash by which a snapshot is recognised.
-
-    Of one in our layout it is a hash of hashes, so that it can be told without its content.
-    """
-    if not (content.startswith(_FIRST) and content.endswith(_LAST)):
-        return blake2b(content, digest_size=_SIZE).hexdigest()
-    return digest_of_texts(map(_hash, _parts(memoryview(content)[4:-2], content)))
-
-
-def _parts(body: memoryview, content: bytes) -> Iterator[memoryview]:
-    """What stands between the places where one task ends and the next one begins."""
-    start, offset = 0, 4
-    while (end := content.find(_BETWEEN, start + offset, len(content) - 2)) >= 0:
-        yield body[start : end - offset]
-        start = end - offset + len(_SEPARATOR)
-    yield body[start:]
-
-
-def digest_of_texts(digests: Iterable[bytes]) -> str:
-    """The hash of a snapshot in our layout, from the `text_digest` of its tasks in order."""
-    joined = b"".join(digests)
-    if not joined:
-        return digest(b"[]")
-    return blake2b(joined, digest_size=_SIZE, person=b"texts").hexdigest()
-
-
-def text_digest(text: str) -> bytes | None:
-    """The part of a task in the hash of its snapshot; None of a text in another layout."""
-    if not text.startswith("{") or not text.endswith("}") or _SEPARATOR + "{" in text:
-        return None
-    return _hash(text.encode())
-
-
-def _hash(text: bytes | memoryview) -> bytes:
-    return blake2b(text, digest_size=_SIZE).digest()
-
-
 def read(path: Path, known: Snapshot | None = None) -> Snapshot:
     """Read a snapshot as far as it can be used. A missing file is an empty one that does not exist.
 
@@ -124,47 +76,53 @@ def read(path: Path, known: Snapshot | None = None) -> Snapshot:
     """
     before = atomic.signature(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            found = _read_plain(file, known)
+            if found is None:
+                file.seek(0)
+                found = _read_any(file.read())
     except FileNotFoundError:
         return Snapshot()
     except OSError as error:
         raise cannot("read", path, error) from error
-    if known is not None and known.exists and digest(content) == known.digest:
-        return replace(known, signature=before)
-    plain = _parse_plain(content)
-    if plain is not None:
-        whole = digest_of_texts(item.digest for item in plain if item.digest)
-        return Snapshot(True, whole, before, plain, [])
+    return replace(found, signature=before)
+
+
+def _read_any(content: bytes) -> Snapshot:
     items, problems = parse(content)
-    return Snapshot(True, digest(content), before, items, problems)
+    return Snapshot(True, digest(content), None, items, problems)
 
 
-def _parse_plain(content: bytes) -> list[SnapshotItem] | None:
-    """The items of a snapshot in our layout, in which nothing is odd; else None."""
-    is_plain = content.startswith(_FIRST) and content.endswith(_LAST) and content.isascii()
-    if not is_plain or b"\x7f" in content or b"\r" in content:
+def _read_plain(file: BinaryIO, known: Snapshot | None = None) -> Snapshot | None:
+    """A snapshot in our layout, in which nothing is odd; else None. Takes memory for the texts."""
+    try:
+        if known is not None and digest_of_texts(map(hash_of, texts_in(file))) == known.digest:
+            return known
+        file.seek(0)
+        items: dict[str, SnapshotItem] = {}
+        for number, text in enumerate(texts_in(file), 1):
+            item = _plain_item(text)
+            items[item.task_key] = item
+            if len(items) < number:
+                return None  # the same key twice
+    except OtherLayoutError:
         return None
-    items: dict[str, SnapshotItem] = {}
-    for number, part in enumerate(_parts(memoryview(content)[4:-2], content)):
-        item = _plain_item(part)
-        if item is None:
-            return None
-        items[item.task_key] = item
-        if len(items) == number:
-            return None  # the same key twice
-    return list(items.values())
+    whole = digest_of_texts(item.digest for item in items.values() if item.digest)
+    return Snapshot(True, whole, None, list(items.values()))
 
 
-def _plain_item(part: memoryview) -> SnapshotItem | None:
-    text = str(part, "ascii")
+def _plain_item(content: bytes) -> SnapshotItem:
+    if not content.isascii() or b"\x7f" in content or b"\r" in content:
+        raise OtherLayoutError
+    text = content.decode("ascii")
     if not is_in_layout(text):
-        return None
+        raise OtherLayoutError
     try:
         value, is_read_alike = read_value(text)
-        task = check(value)
+        task_key = check(value)["task_id"]
     except (ValueError, RecursionError, InvalidTaskError):
-        return None
-    return SnapshotItem(task["task_id"], text, task, _hash(part), is_read_alike)
+        raise OtherLayoutError from None
+    return SnapshotItem(task_key, text, hash_of(content), is_read_alike)
 
 
 def parse(content: bytes) -> tuple[list[SnapshotItem], list[str]]:
@@ -242,7 +200,7 @@ class _Reader:
             self._report(number, start, f"has the task_id {key[:80]!r} of an item before it")
             return
         self._keys.add(key)
-        self._items.append(SnapshotItem(key, as_in_snapshot(self._text[start:end]), task))
+        self._items.append(SnapshotItem(key, as_in_snapshot(self._text[start:end])))
 
     def _check_end(self, position: int) -> None:
         if _skip_blank(self._text, position) != len(self._text):

@@ -18,7 +18,8 @@ from psycopg.types.json import Jsonb
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
 from datahound_storage.postgres.times import clamped
-from datahound_storage.tasks import Conflict, PreparedTask, TaskColumns
+from datahound_storage.tasks import TaskColumns
+from datahound_storage.writes import Conflict, PreparedTask
 
 Connection = psycopg.Connection[Any]
 

@@ -24,8 +24,9 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.postgres.pool import Database
 from datahound_storage.runs import line_text, new_entry, parse_line, row_of
 from datahound_storage.settings import Settings
-from datahound_storage.tasks import PreparedTask, columns_of
+from datahound_storage.tasks import columns_of
 from datahound_storage.verify import compare
+from datahound_storage.writes import PreparedTask
 from tests.scheduler import OldCode, make_task
 
 Task = dict[str, Any]

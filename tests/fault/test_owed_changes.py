@@ -185,8 +185,8 @@ def crash_in_the_first_bulk_change(server: EmbeddedServer) -> Iterator[None]:
     """The server crashes before the commit; afterwards the transaction's number is used up."""
     really_apply, numbers = StorageDAL.apply, []
 
-    def apply(dal: StorageDAL, connection: Any, change: Any) -> None:
-        really_apply(dal, connection, change)
+    def apply(dal: StorageDAL, connection: Any, change: Any, *more: Any) -> None:
+        really_apply(dal, connection, change, *more)
         if not numbers:
             numbers.append(int(connection.execute(_NUMBER).fetchone()[0]))
             server.stop("immediate")

@@ -128,8 +128,8 @@ def first_attempt_fails(url: str, then: Callable[[], None] | None) -> Iterator[N
     """The session of the first bulk change ends before its commit."""
     really_apply, done = StorageDAL.apply, []
 
-    def apply(dal: StorageDAL, connection: Any, change: Any) -> None:
-        really_apply(dal, connection, change)
+    def apply(dal: StorageDAL, connection: Any, change: Any, *more: Any) -> None:
+        really_apply(dal, connection, change, *more)
         if not done:
             done.append(True)
             value(url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from datahound_storage.codec import Task, decode, encode
 from datahound_storage.halves import OPERATOR_STATUSES, halves_of, hashes_of, join_halves
 from datahound_storage.last_equal import Base
-from datahound_storage.reconcile import Meeting, Plan, file_version
+from datahound_storage.reconcile import Meeting, Plan, Version
 from tests.property import examples, tasks
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -88,8 +88,8 @@ def base_of(side: Side) -> Base:
 def plan_of(base: Base | None, files: Side, database: Side, **more: Any) -> Plan:
     return Meeting(
         base,
-        {key: file_version(encode(task), task) for key, task in files.items()},
-        {key: file_version(encode(task), task) for key, task in database.items()},
+        {key: Version(key, encode(task)) for key, task in files.items()},
+        {key: Version(key, encode(task)) for key, task in database.items()},
         now=NOW,
         **more,
     ).plan()

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datahound_storage.files import sidecar, snapshot
+from datahound_storage.files import layout, sidecar, snapshot
 from datahound_storage.files.sidecar import SidecarHeader
 from datahound_storage.halves import hashes_of
 from tests.property import examples, task_lists, utf8_texts, values
@@ -22,7 +24,7 @@ def as_file(tasks: list[Any]) -> bytes:
 def reassembled(content: bytes) -> bytes:
     items, problems = snapshot.parse(content)
     assert problems == []
-    return b"".join(snapshot.assemble(item.text for item in items))
+    return b"".join(layout.assemble(item.text for item in items))
 
 
 @examples
@@ -100,14 +102,18 @@ def nearly_ours(draw: st.DrawFn) -> bytes:
 @examples
 @given(nearly_ours())
 def test_the_fast_way_reads_what_the_thorough_one_does(content: bytes) -> None:
-    plain = snapshot._parse_plain(content)
-    if plain is None:
+    found = snapshot._read_plain(io.BytesIO(content))
+    if found is None:
         return
+    plain = found.items
     items, problems = snapshot.parse(content)
     assert problems == []
-    assert [repr(item[:3]) for item in plain] == [repr(item[:3]) for item in items]
+    assert found.digest == layout.digest(content)
+    assert [(item.task_key, item.text) for item in plain] == [
+        (item.task_key, item.text) for item in items
+    ]
     for item in plain:
-        assert item.digest == snapshot.text_digest(item.text)
+        assert item.digest == layout.text_digest(item.text)
         if item.is_read_alike:
             assert repr(orjson.loads(item.text)) == repr(json.loads(item.text))
 
@@ -115,8 +121,21 @@ def test_the_fast_way_reads_what_the_thorough_one_does(content: bytes) -> None:
 @examples
 @given(task_lists())
 def test_a_snapshot_of_ours_is_read_the_fast_way(tasks: list[Any]) -> None:
-    plain = snapshot._parse_plain(as_file(tasks))
-    assert [item.task for item in plain or []] == tasks
+    found = snapshot._read_plain(io.BytesIO(as_file(tasks)))
+    assert found is not None or not tasks
+    assert [item.task for item in (found.items if found else [])] == tasks
+
+
+@examples
+@given(task_lists(), st.integers(5, 40))
+def test_the_fast_way_finds_the_same_wherever_its_blocks_end(tasks: list[Any], block: int) -> None:
+    content = as_file(tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "_READ", block)
+        found = snapshot._read_plain(io.BytesIO(content))
+        assert layout.digest(content) == snapshot._read_any(content).digest
+    whole = snapshot._read_plain(io.BytesIO(content))
+    assert found == whole
 
 
 @examples
@@ -124,14 +143,14 @@ def test_a_snapshot_of_ours_is_read_the_fast_way(tasks: list[Any]) -> None:
 def test_the_digest_of_a_snapshot_can_be_told_from_its_texts(tasks: list[Any]) -> None:
     content = as_file(tasks)
     texts = [item.text for item in snapshot.parse(content)[0]]
-    digests = [snapshot.text_digest(text) for text in texts]
-    assert snapshot.digest_of_texts(d or b"" for d in digests) == snapshot.digest(content)
+    digests = [layout.text_digest(text) for text in texts]
+    assert layout.digest_of_texts(d or b"" for d in digests) == layout.digest(content)
 
 
 @examples
 @given(nearly_ours(), nearly_ours())
 def test_different_contents_have_different_digests(one: bytes, other: bytes) -> None:
-    assert (snapshot.digest(one) == snapshot.digest(other)) is (one == other)
+    assert (layout.digest(one) == layout.digest(other)) is (one == other)
 
 
 @examples

@@ -9,7 +9,7 @@ import pytest
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import conflicts
-from datahound_storage.tasks import Conflict
+from datahound_storage.writes import Conflict
 from tests.unit import files_limited_to, mode_of
 
 

@@ -8,7 +8,7 @@ import pytest
 from datahound_storage.codec import Task, decode, encode
 from datahound_storage.halves import hashes_of
 from datahound_storage.last_equal import Base
-from datahound_storage.reconcile import Meeting, Plan, Version, file_version
+from datahound_storage.reconcile import Meeting, Plan, Version
 from tests.unit import make_task
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -27,7 +27,7 @@ RAN: dict[str, Any] = {
 
 
 def version(task: Task) -> Version:
-    return file_version(encode(task), task)
+    return Version(task["task_id"], encode(task))
 
 
 def versions(*tasks: Task) -> dict[str, Version]:
@@ -79,7 +79,7 @@ def test_what_changed_in_the_files_only_is_applied_as_written(change: dict[str, 
 
 
 def test_the_columns_of_what_is_written_are_those_of_the_file() -> None:
-    (written,) = meet(base_of(OLD), [OLD | {"status": "paused"}], [OLD]).write
+    (written,) = meet(base_of(OLD), [OLD | {"status": "paused"}], [OLD]).change.write
     assert written.columns.status == "paused"
 
 

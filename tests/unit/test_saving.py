@@ -11,7 +11,7 @@ import pytest
 from datahound_storage.codec import decode, encode, encode_lenient
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.saving import TaskAdapter, WholeState
-from datahound_storage.tasks import BulkChange, TaskText
+from datahound_storage.writes import BulkChange, TaskText
 from tests.unit import make_task
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from datahound_storage.errors import FileStoreError, SnapshotError
-from datahound_storage.files import snapshot
+from datahound_storage.files import layout, snapshot
 from datahound_storage.files.file_store import FileStore
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.saving import TaskAdapter
-from datahound_storage.tasks import PreparedTask, TaskChange
+from datahound_storage.writes import PreparedTask, TaskChange
 from tests.unit import as_file, files_limited_to, make_task
 
 GOOD = [make_task("a"), make_task("b")]
@@ -44,7 +44,7 @@ class TestParse:
         items, found = snapshot.parse(as_file(tasks))
         assert found == []
         assert [item.task for item in items] == tasks
-        assert b"".join(snapshot.assemble(item.text for item in items)) == as_file(tasks)
+        assert b"".join(layout.assemble(item.text for item in items)) == as_file(tasks)
 
     def test_every_item_has_its_key_and_the_value_of_its_text(self) -> None:
         for item, task in zip(snapshot.parse(as_file(SMALL))[0], SMALL, strict=True):
@@ -55,7 +55,7 @@ class TestParse:
         text = json.dumps(SMALL, indent=2, ensure_ascii=False).replace("\n", "\r\n") + "\r\n"
         items, found = snapshot.parse(text.encode("utf-8-sig"))
         assert found == []
-        assert b"".join(snapshot.assemble(item.text for item in items)) == as_file(SMALL)
+        assert b"".join(layout.assemble(item.text for item in items)) == as_file(SMALL)
 
     def test_numbers_keep_their_spelling(self) -> None:
         content = b'[{"task_id": "a", "n": [1.50, 1E5, -0, 1e400, NaN, -Infinity]}]'
@@ -194,7 +194,7 @@ class TestRead:
         path = tmp_path / "tasks.json"
         path.write_bytes(as_file(SMALL))
         found = snapshot.read(path)
-        assert found.digest == snapshot.digest(as_file(SMALL)) != snapshot.digest(b"[]")
+        assert found.digest == layout.digest(as_file(SMALL)) != layout.digest(b"[]")
         assert found.signature == snapshot.atomic.signature(path)
 
 

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from datahound_storage.codec import encode
-from datahound_storage.files import snapshot
+from datahound_storage.files import layout
 from datahound_storage.files.sidecar import line_hashes
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes, DatabaseState
@@ -63,11 +63,11 @@ def test_only_what_is_another_counts_as_touched() -> None:
 
 def test_the_digest_and_the_lines_are_those_of_the_texts() -> None:
     view = TaskView()
-    assert view.digest() == snapshot.digest(b"[]")
+    assert view.digest() == layout.digest(b"[]")
     tasks = [stored(key, n) for n, key in enumerate("abc")]
     view.apply(reading(*tasks, full=True))
-    content = b"".join(snapshot.assemble(task.text for task in tasks))
-    assert view.digest() == snapshot.digest(content)
+    content = b"".join(layout.assemble(task.text for task in tasks))
+    assert view.digest() == layout.digest(content)
     assert line_hashes(view.line("b") or "") == hashes_of(make_task("b"))
     assert list(view.sidecar_lines()) == list(view.lines().values())
 
@@ -78,7 +78,7 @@ def test_a_text_in_another_layout_has_no_digest_of_its_own() -> None:
     view.apply(reading(odd, full=True))
     assert view.digest() is None
     inner = '{"task_id": "a", "x": [1,\n  {}]}'
-    assert snapshot.text_digest(inner) is None
+    assert layout.text_digest(inner) is None
 
 
 def test_a_look_counts_for_its_own_text_only() -> None:
