@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datahound_storage.bases import Bases, LoadedTask, identities_of
-from datahound_storage.codec import Task, decode, fits_text_column
+from datahound_storage.codec import Task, decode
 from datahound_storage.collecting import uncollected
-from datahound_storage.errors import InvalidArgumentError
 from datahound_storage.fallback import close_switch, open_switch
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
@@ -20,23 +18,17 @@ from datahound_storage.health import Health
 from datahound_storage.hooks import BackupHook
 from datahound_storage.records import TaskStatus
 from datahound_storage.reporting import Reporter
-from datahound_storage.runs import HistoryEntry, new_entry
+from datahound_storage.run_persistence import RunPersistence, is_possible
 from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.stores import all_once, once
-from datahound_storage.tasks import MAX_KEY
 from datahound_storage.writes import TaskChange, TaskText, decode_item
 
 log = Reporter()
 
-# More than a table can hold, and the most that a bigint can say.
-_ALL_RUNS = 2**63 - 1
-# In days; no run is older, and no clock counts back much further.
-_A_MILLENNIUM = 365_000
 
-
-class SchedulerPersistence:
+class SchedulerPersistence(RunPersistence):
     """Tasks and history of a scheduler, in the database with files beside it, or in the files.
 
     With a URL (the argument, else the environment) the schema is brought to head, files and
@@ -71,7 +63,7 @@ class SchedulerPersistence:
         self._listed = threading.local()
         self._is_closed = False
         self._make_directories()
-        self._switch = open_switch(self._settings, self._paths)
+        super().__init__(open_switch(self._settings, self._paths))
         self._switch.add_hooks(list(hooks))
 
     def _make_directories(self) -> None:
@@ -116,10 +108,25 @@ class SchedulerPersistence:
         """
         return self._load(lambda _: True)
 
-    def _load(self, is_wanted: Callable[[Task], bool]) -> list[Any]:
+    def iter_tasks(self) -> Iterator[Any]:
+        """As `load_tasks`, one by one: each is made when it is asked for, so that it can go again.
+
+        They are those of one moment, that of the first. Memory is taken for their texts only, which
+        this process has anyway while the database serves.
+        """
+        for item in self._list():
+            made = self._made(item, decode_item(item))
+            if made is not None:
+                yield made
+
+    def _list(self) -> list[TaskText]:
         nothing: list[TaskText] = []
         texts = self._switch.run(lambda store: store.list_texts(), committed=nothing)
         self._listed.keys = {item.task_key for item in texts}
+        return texts
+
+    def _load(self, is_wanted: Callable[[Task], bool]) -> list[Any]:
+        texts = self._list()
         with uncollected():
             tasks = list(map(decode_item, texts))
             if self._adapter.keeps_dicts:
@@ -152,7 +159,7 @@ class SchedulerPersistence:
 
     def get_task(self, task_id: str) -> Any | None:
         """The task, None if there is none (or the class rejects it, which is reported)."""
-        if not _is_possible(task_id):
+        if not is_possible(task_id):
             return None
         text = self._switch.run(lambda store: store.get_text(task_id), committed=None)
         if text is None:
@@ -212,7 +219,7 @@ class SchedulerPersistence:
 
     def delete_task(self, task_id: str) -> bool:
         """Delete a task; its history stays. False if there is none. Durable when it returns."""
-        if not _is_possible(task_id):
+        if not is_possible(task_id):
             return False
         deleted = self._switch.run(lambda store: store.delete(task_id), committed=True)
         if deleted:
@@ -260,52 +267,6 @@ class SchedulerPersistence:
         """The tasks of a company, in the order in which they were added."""
         return self._load(lambda task: _config(task, "company") == company)
 
-    # History.
-
-    def log_task_execution(
-        self,
-        task_id: str,
-        success: bool,
-        message: str = "",
-        duration_seconds: float = 0,
-        task_name: str = "",
-        task_type: str = "",
-    ) -> None:
-        """Keep a run that ends now. Never raises: a failure is reported and the loop goes on.
-
-        In the table and the file when it returns; where only the file serves, on disk.
-        """
-        try:
-            kind = getattr(task_type, "value", task_type)
-            entry = new_entry(task_id, success, message, duration_seconds, task_name, kind)
-            self._switch.run(lambda store: store.log_run(entry), committed=None)
-        except Exception:
-            with suppress(Exception):  # whatever a stranger's id does when it is shown
-                log.error("a run of task %r could not be kept", str(task_id)[:80], exc_info=True)
-
-    def get_task_history(self, task_id: str | None = None, limit: int = 100) -> list[HistoryEntry]:
-        """The newest `limit` entries (of that task), newest end first.
-
-        Raises InvalidArgumentError for a negative limit.
-        """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise InvalidArgumentError(f"limit must be a whole number, not negative: {limit!r}.")
-        if limit == 0 or not (task_id is None or _is_possible(task_id)):
-            return []
-        most = min(limit, _ALL_RUNS)
-        return self._switch.run(lambda store: store.history(task_id, most), committed=[])
-
-    def clear_old_history(self, days_to_keep: float = 30) -> int:
-        """Remove the runs that ended more than so many days ago; return how many.
-
-        From table and file alike, by the database's clock while it serves. Lines that cannot be
-        parsed are kept. Raises InvalidArgumentError for a negative number.
-        """
-        if not 0 <= days_to_keep < float("inf"):
-            raise InvalidArgumentError(f"days_to_keep must not be negative: {days_to_keep!r}.")
-        days = min(days_to_keep, _A_MILLENNIUM)
-        return self._switch.run(lambda store: store.trim_history(days), committed=0)
-
     # The state of things.
 
     def health(self) -> Health:
@@ -320,11 +281,6 @@ class SchedulerPersistence:
         if not self._is_closed:
             self._is_closed = True
             close_switch(self._switch)
-
-
-def _is_possible(task_id: object) -> bool:
-    """Whether a store could hold a task with this id."""
-    return isinstance(task_id, str) and 0 < len(task_id) <= MAX_KEY and fits_text_column(task_id)
 
 
 def _config(task: Task, name: str) -> object:

@@ -374,3 +374,34 @@ def test_paths_are_those_of_the_contract(persistence: SchedulerPersistence, base
 
 def _ids(tasks: list[Any]) -> list[str]:
     return [task["task_id"] for task in tasks]
+
+
+def test_tasks_can_be_gone_through_one_by_one(persistence: SchedulerPersistence) -> None:
+    tasks = [make_task(key, **ODD_VALUES) for key in "bca"]
+    persistence.save_tasks(tasks)
+    steps = persistence.iter_tasks()
+    first = next(steps)
+    persistence.delete_task("c")
+    assert json.dumps([first, *steps]) == json.dumps(tasks)
+    first["name"] = "changed"
+    assert persistence.update_task(first)
+    assert [task["name"] for task in persistence.iter_tasks()] == ["changed", tasks[2]["name"]]
+
+
+def test_going_through_the_tasks_makes_them_one_at_a_time(
+    make: MakePersistence,
+) -> None:
+    class Counted(Task):
+        made = 0
+
+        @classmethod
+        def from_dict(cls, data: dict[str, Any]) -> Task:
+            Counted.made += 1
+            return super().from_dict(data)
+
+    persistence = make(task_class=Counted)
+    persistence.save_tasks([make_task(key) for key in "abc"])
+    Counted.made = 0
+    steps = persistence.iter_tasks()
+    next(steps)
+    assert Counted.made == 1
