@@ -175,6 +175,10 @@ class StorageDAL(RunDAL):
         """A task's text and stamp, None if there is none. `repeated`: see `Database.run`."""
         return self.database.run(lambda c: task_table.fetch(c, task_key), repeated=repeated).result
 
+    def fetch_text(self, task_key: str) -> str | None:
+        """A task's text, None if there is none."""
+        return self.database.run(lambda c: task_table.fetch_text(c, task_key)).result
+
     def change_all(
         self,
         decide: Callable[[Changes], BulkChange],

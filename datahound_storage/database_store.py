@@ -102,8 +102,7 @@ class DatabaseStore:
 
     def get_text(self, task_key: str) -> str | None:
         """The text of a task, None if there is none."""
-        stored = self._dal.fetch_task(task_key)
-        return None if stored is None else stored.text
+        return self._dal.fetch_text(task_key)
 
     def add(self, prepared: PreparedTask) -> bool:
         """Add a task at the end; False if the key exists."""

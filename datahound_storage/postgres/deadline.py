@@ -32,16 +32,18 @@ class DeadlineConnection(psycopg.Connection[Any]):
     # session's process id and the quiet seconds so far, and raises where that is no use.
     patience: float = BULK_STALL
     ask: Callable[[int, float], None] | None = None
+    _waiting: select.poll | None = None
 
     def check_alive(self) -> None:
         """Raise ConnectError where the session was ended while nobody used it: nothing was sent.
 
         What the server has said since then waits in the socket, so that this costs no round trip.
         """
-        waiting = select.poll()
         try:
-            waiting.register(self.pgconn.socket, select.POLLIN)
-            if waiting.poll(0):
+            if self._waiting is None:
+                self._waiting = select.poll()
+                self._waiting.register(self.pgconn.socket, select.POLLIN)
+            if self._waiting.poll(0):
                 self.pgconn.consume_input()
         except (psycopg.OperationalError, OSError) as error:
             self.pgconn.finish()

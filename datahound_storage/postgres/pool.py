@@ -6,8 +6,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import psycopg
@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from datahound_storage.errors import DatabaseUnavailableError
 from datahound_storage.postgres.connecting import Connector
@@ -166,8 +166,7 @@ class Database:
             try:
                 if self._retired:
                     raise self._given_up(repeated)
-                with self._connection(deadline) as connection:
-                    return Outcome(operation(connection), repeated)
+                return Outcome(self._attempt(operation, deadline), repeated)
             except psycopg.Error as error:
                 self._heed_pooler(error)
                 repeated = repeated or may_have_been_done(error)
@@ -197,30 +196,34 @@ class Database:
             outcome_unknown=repeated,
         )
 
-    @contextmanager
-    def _connection(self, deadline: float | None) -> Iterator[DeadlineConnection]:
-        pool = self._pool
-        outer = getattr(self._of_thread, "connection", None)
-        self._of_thread.deadline = deadline
+    def _attempt(self, operation: Callable[[DeadlineConnection], T], deadline: float | None) -> T:
+        of_thread, pool = self._of_thread, self._pool
+        outer = getattr(of_thread, "connection", None)
+        of_thread.deadline = deadline
         proxy = pool.connect()
         connection = cast("DeadlineConnection", proxy.dbapi_connection)
         connection.deadline = deadline
         try:
             connection.check_alive()
-            self._of_thread.connection = connection
-            yield connection
+            of_thread.connection = connection
+            return operation(connection)
         finally:
-            self._of_thread.connection = outer
-            if connection.closed:
-                self.losses += 1
-                proxy.invalidate()
-                self._renew(pool)
-            elif connection.info.transaction_status != TransactionStatus.IDLE:
-                proxy.invalidate()
-            proxy.close()
-            if self._retired or self._pool is not pool:
-                # Nobody would take, or close, what has come back.
-                pool.dispose()
+            of_thread.connection = outer
+            self._give_back(proxy, connection, pool)
+
+    def _give_back(
+        self, proxy: PoolProxiedConnection, connection: DeadlineConnection, pool: QueuePool
+    ) -> None:
+        if connection.closed:
+            self.losses += 1
+            proxy.invalidate()
+            self._renew(pool)
+        elif connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            proxy.invalidate()
+        proxy.close()
+        if self._retired or self._pool is not pool:
+            # Nobody would take, or close, what has come back.
+            pool.dispose()
 
     def _renew(self, pool: QueuePool) -> None:
         # The pooled connections led to the same server: they are as dead as the one that broke.

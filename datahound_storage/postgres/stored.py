@@ -7,7 +7,6 @@ laid over the text, so that whatever was not edited keeps its order and spelling
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -24,15 +23,18 @@ from datahound_storage.tasks import apply_columns, in_field_order
 MIRROR_COLUMNS = ("task_type", "company", "schedule_type", "schedule_expr", "status")
 TIME_COLUMNS = ("created_at", "updated_at")
 
-# What a reader needs of a row. The last column is NULL but for edited rows.
-STORED_COLUMNS = """
-    task_key, position, changed_xid::text, (extract(epoch FROM changed_at) * 1000000)::bigint,
+# What tells the text of a row. The last column is NULL but for edited rows.
+TEXT_COLUMNS = """
     task_text,
     CASE WHEN task_text IS NULL OR edited_columns <> '{}' THEN jsonb_build_object(
         'edited', edited_columns, 'config', config_json, 'task_key', task_key,
         'task_type', task_type, 'company', company, 'schedule_type', schedule_type,
         'schedule_expr', schedule_expr, 'status', status,
         'created_at', created_at, 'updated_at', updated_at)::text END"""
+# What a reader needs of a row.
+STORED_COLUMNS = f"""
+    task_key, position, changed_xid::text, (extract(epoch FROM changed_at) * 1000000)::bigint,
+    {TEXT_COLUMNS}"""
 
 
 class StoredTask(NamedTuple):
@@ -45,14 +47,15 @@ class StoredTask(NamedTuple):
     text: str
 
 
-def stored_from_row(row: tuple[Any, ...], texts: Mapping[str, str] | None = None) -> StoredTask:
-    """The stored task of a row of STORED_COLUMNS; `texts` are those that were not sent along."""
+def stored_from_row(row: tuple[Any, ...]) -> StoredTask:
+    """The stored task of a row of STORED_COLUMNS."""
     task_key, position, stamp, changed_us, text, edits = row
-    if text is None and texts:
-        text = texts.get(task_key)
-    if edits is not None:
-        text = rebuild(text, json.loads(edits))
-    return StoredTask(task_key, position, int(stamp), changed_us, text)
+    return StoredTask(task_key, position, int(stamp), changed_us, text_from_row(text, edits))
+
+
+def text_from_row(text: str | None, edits: str | None) -> str:
+    """The text of a row of TEXT_COLUMNS."""
+    return text if edits is None and text is not None else rebuild(text, json.loads(edits or ""))
 
 
 def rebuild(text: str | None, edits: dict[str, Any]) -> str:

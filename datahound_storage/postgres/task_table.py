@@ -16,7 +16,13 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from datahound_storage.codec import for_jsonb
-from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
+from datahound_storage.postgres.stored import (
+    STORED_COLUMNS,
+    TEXT_COLUMNS,
+    StoredTask,
+    stored_from_row,
+    text_from_row,
+)
 from datahound_storage.postgres.times import clamped
 from datahound_storage.tasks import TaskColumns
 from datahound_storage.writes import Conflict, PreparedTask
@@ -151,6 +157,15 @@ def fetch(connection: Connection, task_key: str) -> StoredTask | None:
     """A task by its key."""
     found = connection.execute(_FETCH, (task_key,)).fetchone()
     return None if found is None else stored_from_row(found)
+
+
+_FETCH_TEXT = f"SELECT {TEXT_COLUMNS} FROM scheduler_tasks WHERE task_key = %s"
+
+
+def fetch_text(connection: Connection, task_key: str) -> str | None:
+    """A task's text by its key."""
+    found = connection.execute(_FETCH_TEXT, (task_key,)).fetchone()
+    return None if found is None else text_from_row(*found)
 
 
 def lock_for_bulk_change(connection: Connection, patience: float) -> None:
