@@ -43,24 +43,31 @@ class OwnWrites(NamedTuple):
 
 
 _STATE = """
-    s.identity::text, s.tableoid::bigint, s.epoch, s.filled_at IS NOT NULL,
-    pg_current_snapshot()::text"""
+    s.identity::text, s.of_table, s.epoch, s.filled_at IS NOT NULL, pg_current_snapshot()::text"""
+_STORAGE = """
+(SELECT identity, tableoid::bigint AS of_table, epoch, filled_at FROM scheduler_storage LIMIT 1)"""
 
+# Later than any transaction. With an upper end the planner thinks that the range is a small one,
+# though it does not know where it begins: so one plan for all is as good as one for each watermark,
+# and is kept. Planning takes three times as long as the rest.
+_NO_XID = "'9223372036854775807'::xid8"
 _SINCE = f"""
-SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
+SELECT {_STATE}, c.* FROM {_STORAGE} AS s LEFT JOIN (
     SELECT {{columns}}, false FROM scheduler_tasks
     WHERE changed_xid >= pg_snapshot_xmin(%(watermark)s::pg_snapshot)
+      AND changed_xid < {_NO_XID}
       AND NOT pg_visible_in_snapshot(changed_xid, %(watermark)s::pg_snapshot)
     UNION ALL
     SELECT task_key, NULL, deleted_xid::text,
            (extract(epoch FROM deleted_at) * 1000000)::bigint, NULL, NULL, true
     FROM scheduler_task_tombstones
     WHERE deleted_xid >= pg_snapshot_xmin(%(watermark)s::pg_snapshot)
+      AND deleted_xid < {_NO_XID}
       AND NOT pg_visible_in_snapshot(deleted_xid, %(watermark)s::pg_snapshot)
 ) AS c ON true"""
 
 _ALL = f"""
-SELECT {_STATE}, c.* FROM scheduler_storage AS s LEFT JOIN (
+SELECT {_STATE}, c.* FROM {_STORAGE} AS s LEFT JOIN (
     SELECT {{columns}}, false FROM scheduler_tasks
 ) AS c ON true"""
 
