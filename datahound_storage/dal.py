@@ -15,12 +15,13 @@ from uuid import UUID, uuid4
 
 from datahound_storage.errors import DuplicateTaskError, LockTimeoutError, TaskNotFoundError
 from datahound_storage.mapping import prepare, record_of
-from datahound_storage.postgres import changes, memory, task_table
+from datahound_storage.postgres import changes, memory, task_bulk, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState, OwnWrites
 from datahound_storage.postgres.deadline import DeadlineConnection
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.stored import StoredTask
-from datahound_storage.postgres.task_table import Beside, KeptConflict, Tombstone, Written
+from datahound_storage.postgres.task_bulk import Beside
+from datahound_storage.postgres.task_table import KeptConflict, Tombstone, Written
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.records import SchedulerTaskFilter, SchedulerTaskRecord
 from datahound_storage.run_dal import RunDAL
@@ -212,7 +213,7 @@ class StorageDAL(RunDAL):
         beside: Beside | None,
     ) -> None:
         with connection.transaction():
-            task_table.lock_for_bulk_change(connection, patience)
+            task_bulk.lock_for_bulk_change(connection, patience)
             # With the lock in hand, an attempt whose answer got lost has come to its end.
             if attempts and memory.is_committed(connection, attempts[-1][0]):
                 return
@@ -246,18 +247,18 @@ class StorageDAL(RunDAL):
     ) -> None:
         """Carry out a bulk change inside the caller's transaction."""
         if change.delete:
-            task_table.delete_many(connection, change.delete)
+            task_bulk.delete_many(connection, change.delete)
             present.difference_update(change.delete)
         added: list[PreparedTask] = []
         changed = _present_ones(change.write, present, added)
         first = next(changed, None)
         if first is not None:
-            task_table.update_many(connection, chain([first], changed), beside)
+            task_bulk.update_many(connection, chain([first], changed), beside)
         if added:
             rows = self._new_rows(added, beside)
-            task_table.insert_many(connection, rows)
+            task_bulk.insert_many(connection, rows)
         if change.order is not None:
-            task_table.reorder(connection, change.order)
+            task_bulk.reorder(connection, change.order)
         if change.conflicts:
             task_table.insert_conflicts(connection, change.conflicts)
         if change.carried_over is not None:

@@ -6,14 +6,12 @@ in the caller's transaction. Each bears being sent twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from datahound_storage.codec import for_jsonb
 from datahound_storage.postgres.stored import (
@@ -25,26 +23,13 @@ from datahound_storage.postgres.stored import (
 )
 from datahound_storage.postgres.times import clamped
 from datahound_storage.tasks import TaskColumns
-from datahound_storage.writes import Conflict, PreparedTask
+from datahound_storage.writes import Conflict
 
 Connection = psycopg.Connection[Any]
 
 COLUMNS = (
     "task_key, task_type, company, schedule_type, schedule_expr, status, created_at, updated_at"
 )
-
-
-class Beside(Protocol):
-    """Work on the tasks of a bulk change, for when there is nothing to do but to wait."""
-
-    def look(self, prepared: PreparedTask) -> None:
-        """Work on a task now."""
-
-    def note(self, prepared: PreparedTask) -> None:
-        """Take note of a task, to work on it while `looking`."""
-
-    def looking(self) -> AbstractContextManager[None]:
-        """Work on what was noted, in a thread, as long as this lasts."""
 
 
 class TaskRow(NamedTuple):
@@ -121,14 +106,6 @@ def update(
         return written
 
 
-def _jsonb(text: str) -> Jsonb:
-    return Jsonb(for_jsonb(text), dumps=_as_it_is)
-
-
-def _as_it_is(text: str) -> str:
-    return text
-
-
 def _written(found: tuple[Any, ...] | None) -> Written | None:
     return None if found is None else Written(int(found[0]), found[1])
 
@@ -166,92 +143,6 @@ def fetch_text(connection: Connection, task_key: str) -> str | None:
     """A task's text by its key."""
     found = connection.execute(_FETCH_TEXT, (task_key,)).fetchone()
     return None if found is None else text_from_row(*found)
-
-
-def lock_for_bulk_change(connection: Connection, patience: float) -> None:
-    """Keep all other writers out until the transaction ends; readers go on.
-
-    One lock for the whole table: those who change many rows at once cannot deadlock. Waits for
-    `patience` seconds at most.
-    """
-    connection.execute(f"SET LOCAL lock_timeout = {round(patience * 1000)}")
-    connection.execute("LOCK TABLE scheduler_tasks IN SHARE ROW EXCLUSIVE MODE")
-
-
-_INCOMING = """
-CREATE TEMP TABLE incoming_tasks (
-    task_key text, task_type text, company text, schedule_type text,
-    schedule_expr text, status text, created_at timestamptz, updated_at timestamptz,
-    config_json jsonb, task_text text
-) ON COMMIT DROP"""
-_COPY_CHANGED = f"""
-COPY incoming_tasks ({COLUMNS}, config_json, task_text) FROM STDIN (FORMAT BINARY)"""
-_COPY_NEW = f"""
-COPY scheduler_tasks (id, {COLUMNS}, config_json, task_text, timezone)
-FROM STDIN (FORMAT BINARY)"""
-_CHANGED_TYPES = [*["text"] * 6, *["timestamptz"] * 2, "jsonb", "text"]
-_NEW_TYPES = ["uuid", *_CHANGED_TYPES, "text"]
-_UPDATE_MANY = """
-UPDATE scheduler_tasks AS t SET
-    task_type = i.task_type, company = i.company, schedule_type = i.schedule_type,
-    schedule_expr = i.schedule_expr, status = i.status,
-    created_at = coalesce(i.created_at, t.created_at),
-    updated_at = coalesce(i.updated_at, t.updated_at),
-    config_json = i.config_json, task_text = i.task_text,
-    edited_columns = '{}'
-FROM incoming_tasks AS i
-WHERE t.task_key = i.task_key
-  AND (t.task_text IS DISTINCT FROM i.task_text OR t.edited_columns <> '{}')"""
-
-
-def insert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
-    """Add tasks in the given order, inside the caller's transaction, with `lock_for_bulk_change`.
-
-    None of them may be there yet.
-    """
-    found = connection.execute("SELECT now()").fetchone()
-    now = found and found[0]
-    with connection.cursor().copy(_COPY_NEW) as copy:
-        copy.set_types(_NEW_TYPES)
-        for row in rows:
-            key, *middle, created_at, updated_at = row.columns
-            times = (created_at or now, updated_at or now)
-            copy.write_row((row.id, key, *middle, *times, _jsonb(row.text), row.text, row.timezone))
-
-
-def update_many(
-    connection: Connection, prepared: Iterable[PreparedTask], beside: Beside | None = None
-) -> None:
-    """Change many tasks inside the caller's transaction; one that is not there is left out."""
-    connection.execute("DROP TABLE IF EXISTS pg_temp.incoming_tasks")
-    connection.execute(_INCOMING)
-    with connection.cursor().copy(_COPY_CHANGED) as copy:
-        copy.set_types(_CHANGED_TYPES)
-        for one in prepared:
-            copy.write_row((*one.columns, _jsonb(one.text), one.text))
-            if beside is not None:
-                beside.note(one)
-    with beside.looking() if beside is not None else nullcontext():
-        connection.execute(_UPDATE_MANY)
-
-
-def delete_many(connection: Connection, task_keys: Sequence[str]) -> None:
-    """Delete tasks inside the caller's transaction."""
-    connection.execute("DELETE FROM scheduler_tasks WHERE task_key = ANY(%s)", (list(task_keys),))
-
-
-_REORDER = """
-UPDATE scheduler_tasks AS t SET position = p.position
-FROM (
-    SELECT task_key, nextval('scheduler_tasks_position_seq') AS position
-    FROM unnest(%s::text[]) WITH ORDINALITY AS wanted(task_key, ordinal) ORDER BY ordinal
-) AS p
-WHERE t.task_key = p.task_key"""
-
-
-def reorder(connection: Connection, task_keys: Sequence[str]) -> None:
-    """Give the tasks new positions, in this order, inside the caller's transaction."""
-    connection.execute(_REORDER, (list(task_keys),))
 
 
 _MIRRORS = (

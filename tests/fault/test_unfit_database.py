@@ -65,6 +65,22 @@ def test_a_role_with_rights_on_the_rows_is_enough(
     told.on_database(persistence)
 
 
+def test_a_table_with_row_level_security_takes_many_tasks_at_once(
+    opened: MakePersistence, base: Path, migrated_url: str, limited_url: str, told: Told
+) -> None:
+    execute(
+        migrated_url,
+        "ALTER TABLE scheduler_tasks ENABLE ROW LEVEL SECURITY",
+        f"CREATE POLICY all_of_it ON scheduler_tasks TO {ROLE} USING (true) WITH CHECK (true)",
+    )
+    opened(base).save_tasks([secret_task(key) for key in "ba"])
+    persistence = opened(base, url=limited_url)
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["b", "a"]
+    assert persistence.save_tasks([secret_task(key) for key in "bacd"])
+    assert [task["task_id"] for task in persistence.load_tasks()] == ["b", "a", "c", "d"]
+    told.on_database(persistence)
+
+
 @pytest.mark.parametrize(
     ("revoked", "name"),
     [
