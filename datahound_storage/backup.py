@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from datahound_storage.arrivals import Arrivals
 from datahound_storage.attach import Keep, meet
 from datahound_storage.belonging import is_older
 from datahound_storage.collecting import uncollected
@@ -31,6 +32,8 @@ from datahound_storage.writes import TaskText
 # A peer that starts at the same time may be importing thousands of tasks.
 ATTACH_PATIENCE = 60.0
 _PAUSE = 0.1
+# How long to wait for other writers that are about to commit: a part of what a snapshot takes.
+_WORTH, _LONGEST_WAIT = 0.25, 0.02
 # The snapshot cannot follow for now; running out of patience for a lock is no failed database.
 _BEHIND = (FileStoreError, SnapshotError, LockTimeoutError, LockedError)
 
@@ -63,6 +66,7 @@ class SnapshotBackup:
     """
 
     def __init__(self, dal: StorageDAL, paths: StatePaths, patience: float) -> None:
+        self.arrivals = Arrivals()
         self.problem: str | None = None
         self.written_at: float | None = None
         self._dal = dal
@@ -73,10 +77,13 @@ class SnapshotBackup:
         self._standing = StandingSnapshot(paths)
         # Changed tasks that the snapshot may not show, with the stamp where one is known.
         self._pending: dict[str, int | None] = {}
+        # Seconds that the last writing took.
+        self._spent = 0.0
 
     def begin_anew(self) -> None:
         """Forget what is known of the database; the next refresh reads all of it."""
         self._view = TaskView()
+        self.arrivals = Arrivals()
 
     @property
     def watermark(self) -> str:
@@ -139,6 +146,8 @@ class SnapshotBackup:
         try:
             with locked(self._paths.lock_file, self._patience):
                 if not self._is_covered(stamp):
+                    # Who comes a moment later would wait for this snapshot, and for one more.
+                    self.arrivals.wait(min(self._spent * _WORTH, _LONGEST_WAIT))
                     with uncollected():
                         self._refresh(news)
         except _BEHIND as error:
@@ -252,6 +261,8 @@ class SnapshotBackup:
         self.problem = None
 
     def _write(self) -> None:
+        began = time.monotonic()
         self._standing.write(self._view)
+        self._spent = time.monotonic() - began
         self._pending = {}
         self.written_at = time.time()

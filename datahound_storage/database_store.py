@@ -106,7 +106,9 @@ class DatabaseStore:
 
     def add(self, prepared: PreparedTask) -> bool:
         """Add a task at the end; False if the key exists."""
-        begun, written = time.time_ns(), self._dal.add_task(prepared)
+        begun = time.time_ns()
+        with self.backup.arrivals.one():
+            written = self._dal.add_task(prepared)
         if written is None:
             return False
         redo = Owed(written.stamp, lambda files: files.add(prepared), begun)
@@ -116,7 +118,10 @@ class DatabaseStore:
     def update(self, task_key: str, change: Change) -> bool:
         """Change a task as it is now; False if there is none."""
         begun, known = time.time_ns(), self.backup.known(task_key)
-        written = self._dal.change_task(task_key, lambda stored: change(stored.text), known=known)
+        with self.backup.arrivals.one():
+            written = self._dal.change_task(
+                task_key, lambda stored: change(stored.text), known=known
+            )
         if written is None:
             return False
         redo = Owed(written.stamp, lambda files: files.update(task_key, change), begun)
@@ -127,7 +132,8 @@ class DatabaseStore:
         """Delete a task, its runs stay; False if there is none."""
         begun, seen, before = time.time_ns(), self.backup.known(task_key), self.backup.watermark
         known = Watermark.parse(before) if before else None
-        stamp = self._dal.remove_task(task_key, known=known)
+        with self.backup.arrivals.one():
+            stamp = self._dal.remove_task(task_key, known=known)
         if stamp is None:
             return False
         text = None if seen is None else seen.text
