@@ -41,6 +41,8 @@ SPELLED = {
     "spelled": '{"price": 1.50, "all": 1E5, "none": -0.0, "small": 1e-05}',
 }
 PLAIN = 250
+# The last one by others only.
+BY_HAND_EDITED = ("hand", "hand nan", "hand kept")
 MINE = "mine \u00e4\u20ac\U0001f600"
 
 
@@ -61,7 +63,7 @@ def pair(
 def fill(installation: Installation) -> None:
     """Files of the old code; the tasks that are odd are there twice, to be changed and to stay."""
     tasks = [make_task(f"{name} {kept}") for name in SPELLED for kept in ("changed", "kept")]
-    others = ("peer", "peer both", "hand", "hand nan", "textless", "deleted", "theirs", "gone")
+    others = ("peer", "peer both", "deleted", "theirs", "gone", *BY_HAND_EDITED, "textless")
     tasks += [make_task(name, name=f"{name}: a name") for name in others]
     tasks += [make_task(f"plain {number}") for number in range(PLAIN)]
     for task in tasks:
@@ -83,7 +85,8 @@ def meddle(installation: Installation) -> None:
     assert peer.add_task(make_task("added by the peer"))
     peer.close()
     by_hand = "config_json = jsonb_set(config_json, '{description}', '\"by hand\"')"
-    for key, columns in (("hand", f"status = 'paused', {by_hand}"), ("hand nan", by_hand)):
+    for key in BY_HAND_EDITED:
+        columns = f"status = 'paused', {by_hand}" if key == "hand" else by_hand
         installation.sql(f"UPDATE scheduler_tasks SET {columns} WHERE task_key = '{key}'")
     installation.sql(
         "UPDATE scheduler_tasks SET task_text = NULL, config_json = jsonb_set(config_json, "
@@ -243,6 +246,44 @@ def test_a_task_that_others_deleted_is_added_where_the_caller_brings_a_new_one(
     check_files(installation.paths, listed)
     persistence.close()
     installation.require_equal()
+
+
+def test_a_save_touches_what_it_changes_and_nothing_else(pair: list[Installation]) -> None:
+    """Not even where others have deleted a task, so that the list has another length."""
+    installation = pair[0]
+    persistence = installation.open()
+    tasks = persistence.load_tasks()
+    installation.sql("DELETE FROM scheduler_tasks WHERE task_key = 'plain 7'")
+    stamps = "SELECT task_key, changed_xid::text FROM scheduler_tasks"
+    before = dict(installation.sql(stamps))
+    for task in tasks:
+        if task["task_id"] in ("plain 9", "nan changed"):
+            task["run_count"] += 1
+    assert persistence.save_tasks(tasks)
+    after = dict(installation.sql(stamps))
+    assert after.keys() == before.keys()
+    assert {key for key in after if after[key] != before[key]} == {"plain 9", "nan changed"}
+    persistence.close()
+
+
+def test_the_sidecar_tells_what_the_snapshot_before_it_showed(pair: list[Installation]) -> None:
+    installation = pair[0]
+    persistence = installation.open()
+    shown_before = {task["task_id"]: hashes_of(task) for task in persistence.load_tasks()}
+    for run_count in (1, 0, 1):
+        tasks = persistence.load_tasks()
+        changed = [task for task in tasks if task["task_id"] in ("plain 7", "nul changed")]
+        for task in changed:
+            task["run_count"] = run_count
+        assert persistence.save_tasks([*tasks, make_task(f"new {run_count}")][run_count:])
+        known = sidecar.read(installation.paths.sidecar_file)
+        assert known is not None
+        keys = {*known.tasks, *shown_before}
+        unlike = {key for key in keys if known.tasks.get(key) != shown_before.get(key)}
+        assert {"plain 7", "nul changed"} < unlike
+        assert known.previous == {key: shown_before.get(key) for key in unlike}
+        shown_before = known.tasks
+    persistence.close()
 
 
 def test_an_edit_by_hand_that_a_save_takes_back_is_taken_back(pair: list[Installation]) -> None:

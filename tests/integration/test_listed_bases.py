@@ -159,6 +159,7 @@ def test_a_copy_is_not_the_object_that_was_listed(
     persistence = make()
     task = the_one(persistence.load_tasks())
     mine = copied(task)
+    assert type(mine) is type(task)
     theirs(peer, name="theirs")
     persistence.load_tasks()
     # With another `updated_at` than this thread saw last it replaces the task as given.
