@@ -270,12 +270,12 @@ def test_the_sidecar_tells_what_the_snapshot_before_it_showed(pair: list[Install
     installation = pair[0]
     persistence = installation.open()
     shown_before = {task["task_id"]: hashes_of(task) for task in persistence.load_tasks()}
-    for run_count in (1, 0, 1):
+    for number, run_count in enumerate((1, 0, 1)):
         tasks = persistence.load_tasks()
         changed = [task for task in tasks if task["task_id"] in ("plain 7", "nul changed")]
         for task in changed:
             task["run_count"] = run_count
-        assert persistence.save_tasks([*tasks, make_task(f"new {run_count}")][run_count:])
+        assert persistence.save_tasks([*tasks, make_task(f"new {number}")][run_count:])
         known = sidecar.read(installation.paths.sidecar_file)
         assert known is not None
         keys = {*known.tasks, *shown_before}
