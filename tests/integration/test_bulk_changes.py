@@ -267,22 +267,29 @@ def test_a_save_touches_what_it_changes_and_nothing_else(pair: list[Installation
 
 
 def test_the_sidecar_tells_what_the_snapshot_before_it_showed(pair: list[Installation]) -> None:
+    """Also of what becomes again what it was, and of what comes again."""
     installation = pair[0]
+    installation.open().close()
+    by_hand = "UPDATE scheduler_tasks SET company = '{}' WHERE task_key = 'plain 7'"
+    installation.sql(by_hand.format("Bolt"))
     persistence = installation.open()
-    shown_before = {task["task_id"]: hashes_of(task) for task in persistence.load_tasks()}
-    for number, run_count in enumerate((1, 0, 1)):
-        tasks = persistence.load_tasks()
-        changed = [task for task in tasks if task["task_id"] in ("plain 7", "nul changed")]
-        for task in changed:
-            task["run_count"] = run_count
-        assert persistence.save_tasks([*tasks, make_task(f"new {number}")][run_count:])
+    before = {task["task_id"]: hashes_of(task) for task in persistence.load_tasks()}
+    for number in range(4):
+        tasks = [task for task in persistence.load_tasks() if task["task_id"] != "comes and goes"]
+        for task in tasks:
+            if task["task_id"] == "plain 7":
+                task["task_config"]["company"] = "Bolt" if number % 2 else "Acme"
+            elif task["task_id"] == "nul changed":
+                task["run_count"] = number % 2
+        tasks += [make_task("comes and goes")] if number % 2 == 0 else []
+        assert persistence.save_tasks(tasks)
         known = sidecar.read(installation.paths.sidecar_file)
         assert known is not None
-        keys = {*known.tasks, *shown_before}
-        unlike = {key for key in keys if known.tasks.get(key) != shown_before.get(key)}
-        assert {"plain 7", "nul changed"} < unlike
-        assert known.previous == {key: shown_before.get(key) for key in unlike}
-        shown_before = known.tasks
+        keys = {*known.tasks, *before}
+        unlike = {key for key in keys if known.tasks.get(key) != before.get(key)}
+        assert {"plain 7", "comes and goes"} <= unlike
+        assert known.previous == {key: before.get(key) for key in unlike}
+        before = known.tasks
     persistence.close()
 
 
