@@ -205,13 +205,7 @@ class SnapshotBackup:
         self.problem = None
 
     def _read(self, news: News) -> None:
-        losses = self._dal.database.losses
-        if losses != self._losses:
-            # If the server crashed, new changes may have stamps that the snapshot takes for old.
-            self._standing.stale = True
-        known = self._view.state if losses == self._losses else None
-        changes = self._dal.read_changes(known, news.own if losses == news.losses else None)
-        self._losses = losses
+        changes = self._read_changes(news)
         self._check_not_before(changes)
         touched = self._view.apply(changes, news.looks)
         self._standing.note_changed(touched)
@@ -220,6 +214,21 @@ class SnapshotBackup:
         # Not only what is new to this process: a peer may have shown what is gone again by now.
         unlike = touched | self._standing.unlike(self._view) if changes.full else stamps.keys()
         self._pending.update((key, stamps.get(key)) for key in unlike)
+
+    def _read_changes(self, news: News) -> Changes:
+        """What changed since the view; everything where a connection broke since, or breaks now."""
+        while True:
+            losses = self._dal.database.losses
+            if losses != self._losses:
+                # If the server crashed, new changes may have stamps that the snapshot takes for
+                # old ones.
+                self._standing.stale = True
+            known = self._view.state if losses == self._losses else None
+            own = news.own if losses == news.losses else None
+            changes = self._dal.read_changes(known, own)
+            if known is None or losses == self._dal.database.losses:
+                self._losses = losses
+                return changes
 
     def _check_not_before(self, changes: Changes) -> None:
         header = self._standing.header

@@ -101,9 +101,8 @@ class TaskAdapter:
 
         `base` is the version that the caller's object showed; without one the task is replaced.
         """
-        prepared = self.prepare(submitted, stored, text)
         if base is None or base == stored:
-            return TaskChange(prepared)
+            return TaskChange(self.prepare(submitted, stored, text))
         merged = merge(self._shown(base), submitted, self._shown(stored))
         lost = {half_of(field) for field in merged.collided}
         conflicts = tuple(_conflict(half, stored, merged.collided) for half in sorted(lost))

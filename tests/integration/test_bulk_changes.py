@@ -318,11 +318,6 @@ def test_an_edit_by_hand_that_a_save_takes_back_is_taken_back(pair: list[Install
     installation.require_equal()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=InvalidTaskError,
-    reason="the object is judged by what is stored now, not by what it showed",
-)
 @pytest.mark.parametrize("changed", [None, "name"], ids=["as it was", "changed"])
 @pytest.mark.parametrize("at_once", [True, False], ids=["saved", "updated"])
 def test_a_nan_of_an_old_file_stays_where_somebody_else_changed_the_object_around_it(
@@ -508,7 +503,7 @@ def test_a_save_whose_connection_is_ended_in_the_update_is_made_again(
         rival.execute("SELECT FROM scheduler_tasks WHERE task_key = 'task 400' FOR UPDATE")
         thread, answers = in_the_background(lambda: persistence.save_tasks(tasks))
         until(lambda: value(migrated_url, _WAITING.format(UPDATING, "Lock")) == 1)
-        assert value(migrated_url, _TERMINATE.format(UPDATING)) == 1
+        assert value(migrated_url, _TERMINATE.format(UPDATING)) >= 1
         rival.rollback()
         thread.join(60)
     assert answers == [True]
@@ -657,18 +652,7 @@ def test_what_comes_between_a_commit_and_its_showing_is_not_taken_for_what_was_s
 # A server that crashes counts its transactions anew.
 
 
-_LATE = "the loss is noticed while the state is being read, which was known from before it"
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        "save",
-        "change",
-        pytest.param("listing", marks=pytest.mark.xfail(strict=True, reason=_LATE)),
-        "second listing",
-    ],
-)
+@pytest.mark.parametrize("work", ["save", "change", "listing", "second listing"])
 def test_what_was_known_before_a_crash_of_the_server_is_read_again(
     opened: MakePersistence, base: Path, embedded_directory: Path, work: str
 ) -> None:
