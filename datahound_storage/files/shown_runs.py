@@ -47,7 +47,7 @@ class ShownRuns:
     def rows(self, encoding: str) -> Iterator[bytes]:
         """The rows for COPY (file, place, run_id, digest), in blocks; each call reads anew.
 
-        Afterwards `marks` has the end of each file, a torn last line left out. Raises
+        Afterwards `marks` has the end of each file, but for a last line without its end. Raises
         FileStoreError.
         """
         self.has_unnamed = False
@@ -69,7 +69,7 @@ class ShownRuns:
                 place += len(line) + 1
             if not block.endswith(b"\n"):
                 # Torn, or not written to its end yet: whoever looks later takes it from its start.
-                place -= 1 if rows[-1] else len(line) + 1
+                place -= len(line) + 1
             yield b"".join(rows)
         self.marks[number] = Mark(_inode(file), place)
 

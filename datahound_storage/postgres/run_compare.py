@@ -11,13 +11,7 @@ from typing import Any
 
 import psycopg
 
-from datahound_storage.postgres.run_table import (
-    BATCH,
-    ENDED,
-    ROW,
-    StoredRun,
-    stored_run,
-)
+from datahound_storage.postgres.run_table import ENDED, FETCHED, ROW, StoredRun, stored_run
 
 Connection = psycopg.Connection[Any]
 Row = tuple[Any, ...]
@@ -82,6 +76,6 @@ def only_stored(connection: Connection, look: Callable[[Iterator[StoredRun]], No
 
 def _stream(connection: Connection, query: str, look: Callable[[Iterator[Row]], None]) -> None:
     with connection.cursor(name="compared_runs") as cursor:
-        cursor.itersize = BATCH
+        cursor.itersize = FETCHED
         cursor.execute(query.encode())
         look(iter(cursor))

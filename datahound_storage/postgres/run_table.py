@@ -24,7 +24,9 @@ from datahound_storage.runs import (
 
 Connection = psycopg.Connection[Any]
 
+# How many are inserted at once, and how many are in memory at a time where they are streamed.
 BATCH = 10_000
+FETCHED = 2000
 # The end of a run; of one that goes on (or that died without saying so), its start.
 ENDED = "coalesce(r.finished_at, r.started_at)"
 ROW = (
@@ -165,7 +167,8 @@ def _loads_metadata(text: str | None) -> dict[str, Any]:
             value = json.loads(text or "{}")
     except (orjson.JSONDecodeError, RecursionError, AttributeError):
         return {}  # nested too deeply, or no object
-    return value if isinstance(value, dict) else {}
+    given: dict[str, Any] = value
+    return given
 
 
 def newest(
@@ -213,7 +216,7 @@ def ended_runs(connection: Connection) -> Iterator[StoredRun]:
         SELECT {ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
         ORDER BY {ENDED}, r.seq"""
     with connection.cursor(name="ended_runs") as cursor:
-        cursor.itersize = BATCH
+        cursor.itersize = FETCHED
         cursor.execute(query.encode())
         for row in cursor:
             yield stored_run(row)

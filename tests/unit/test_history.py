@@ -109,6 +109,12 @@ class TestAppend:
         history.append(path, [line(1)], durable=True)
         assert mode_of(path) == 0o640
 
+    def test_a_link_to_a_file_that_is_not_there_yet_is_followed(self, path: Path) -> None:
+        target = path.with_name("elsewhere.jsonl")
+        path.symlink_to(target)
+        history.append(path, [line(1)], durable=True)
+        assert target.read_text() == f"{line(1)}\n"
+
     def test_a_missing_directory_is_named(self, path: Path) -> None:
         with pytest.raises(FileStoreError, match="create its directory"):
             history.append(path / "missing" / "file", [line(1)], durable=True)
