@@ -226,6 +226,19 @@ def test_a_line_that_comes_meanwhile_gets_its_row(
     assert set(stored(migrated_url)) == {"1", "late", *(["table"] if appends else [])}
 
 
+def test_a_line_that_is_completed_while_it_is_read_is_one_line(
+    dal: StorageDAL, paths: StatePaths, migrated_url: str
+) -> None:
+    paths.history_file.write_text(f"{line('1')}\n{line('2')[:-5]}")
+    with open_runs(paths.history_files) as shown:
+        rows = shown.rows("utf-8")
+        found = next(rows)
+        with paths.history_file.open("a") as file:
+            file.write(f"{line('2')[-5:]}\n{line('3')}\n")
+        assert (found + b"".join(rows)).count(b"\n") == 1
+        assert shown.marks[-1].size == len(line("1")) + 1
+
+
 @pytest.mark.parametrize("stands", ["file", "table"])
 def test_after_a_trim_it_compares_again(
     dal: StorageDAL,
