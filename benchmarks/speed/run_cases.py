@@ -49,8 +49,9 @@ INSERT INTO scheduler_runs (id, task_id, run_id, started_at, finished_at, succes
                             duration_ms, metadata_json, task_key)
 SELECT gen_random_uuid(), md5('task' || 1 + n %% %(tasks)s)::uuid, gen_random_uuid()::text,
        ended - '5.25 s'::interval, ended, n %% 20 > 0, 'processed ' || n || ' rows', 5250,
-       jsonb_build_object('task_key', 'task-' || 1 + n %% %(tasks)s, 'task_name', 'Task ' || n %% %(tasks)s,
-                          'task_type', 'download', 'duration_seconds', 5.25),
+       jsonb_build_object('task_key', 'task-' || 1 + n %% %(tasks)s, 'task_name',
+                          'Task ' || n %% %(tasks)s, 'task_type', 'download',
+                          'duration_seconds', 5.25),
        'task-' || 1 + n %% %(tasks)s
 FROM (SELECT n, date_trunc('minute', now()) + '123457 us'::interval
              - (%(runs)s - n) * ('{DAYS} days'::interval / %(runs)s) AS ended
@@ -177,7 +178,8 @@ class History:
             before=self._open,
             ours=self._clear,
             floor=self._floor,
-            bound=BOUNDS["clear_old_history"],
+            # Of few runs it takes some ms, in which the preparations count.
+            bound=BOUNDS["clear_old_history"] if self.runs > FEW_RUNS else None,
             most=2 if self.runs > 100_000 else 20,
         )
         self._close()

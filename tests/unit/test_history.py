@@ -243,6 +243,12 @@ class TestTrim:
         trim(path, START + timedelta(hours=2))
         assert path.read_text() == '{"timestamp": "2026\n'
 
+    def test_a_last_line_without_its_end_gets_it(self, path: Path) -> None:
+        # A block of its own, of which nothing else is to be changed.
+        path.write_text(f"{line(1, message='x' * BLOCK)}\n{line(500)}")
+        assert trim(path, START + timedelta(hours=2)) == 1
+        assert path.read_text() == f"{line(500)}\n"
+
     def test_nothing_to_remove_leaves_the_file_alone(self, path: Path) -> None:
         path.write_text(f"{line(3)}\n\n")
         inode = path.stat().st_ino
