@@ -19,7 +19,7 @@ from datahound_storage.files.shown_runs import FilesChangedError, ShownRuns, ope
 from datahound_storage.files.trimming import trim
 from datahound_storage.history_sync import sync_history, sync_last_runs
 from datahound_storage.postgres.pool import Database
-from datahound_storage.runs import identify, line_of_new, line_text, new_entry, row_of
+from datahound_storage.runs import identify, line_text, new_entry, row_of, row_of_new
 from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
@@ -194,9 +194,9 @@ def test_a_run_that_is_logged_meanwhile_is_not_appended_again(
         entry = new_entry("a", True, "meanwhile", 1.5, "Task", "download")
         text = line_text(entry)
         history.append(paths.history_file, [text], durable=False)
-        made = line_of_new(entry, text)
+        made = row_of_new(entry, text)
         assert made is not None
-        dal.add_run(row_of(made))
+        dal.add_run(made)
 
     done = meanwhile(monkeypatch, log)
     mark = sync_history(dal, paths, 5)

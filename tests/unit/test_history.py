@@ -103,6 +103,20 @@ class TestAppend:
             history.append(path, [line(1)], durable=True)
         assert (mode_of(path), path.stat().st_gid) == (0o660, group)
 
+    def test_a_line_that_somebody_else_left_torn_is_closed_off_too(self, path: Path) -> None:
+        history.append(path, [line(1)], durable=False)
+        with path.open("a") as file:
+            file.write("{torn")
+        history.append(path, [line(2)], durable=False)
+        assert path.read_text() == f"{line(1)}\n{{torn\n{line(2)}\n"
+        # One that is as long as what was left.
+        whole = path.read_text()
+        path.write_text(whole[:-1] + "x")
+        later = path.stat().st_mtime_ns + 10_000_000
+        os.utime(path, ns=(later, later))  # the clock that stamps files goes by some milliseconds
+        history.append(path, [line(3)], durable=False)
+        assert path.read_text() == f"{whole[:-1]}x\n{line(3)}\n"
+
     def test_an_existing_mode_is_kept(self, path: Path) -> None:
         path.touch()
         path.chmod(0o640)
