@@ -105,8 +105,10 @@ class TestAppend:
 
     def test_a_line_that_somebody_else_left_torn_is_closed_off_too(self, path: Path) -> None:
         history.append(path, [line(1)], durable=False)
+        as_left = path.stat().st_mtime_ns
         with path.open("a") as file:
             file.write("{torn")
+        os.utime(path, ns=(as_left, as_left))
         history.append(path, [line(2)], durable=False)
         assert path.read_text() == f"{line(1)}\n{{torn\n{line(2)}\n"
         # One that is as long as what was left.
