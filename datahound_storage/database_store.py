@@ -28,7 +28,7 @@ from datahound_storage.hooks import BackupEvent, BackupHook, notify
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.reporting import Reporter
-from datahound_storage.runs import HistoryEntry, line_of_new, line_text, row_of
+from datahound_storage.runs import HistoryEntry, line_text, row_of_new
 from datahound_storage.stores import Change, Decide
 from datahound_storage.view import LookingAhead
 from datahound_storage.writes import BulkChange, PreparedTask, TaskText
@@ -225,12 +225,12 @@ class DatabaseStore:
         """
         text = line_text(entry)
         appended = self._try_files(lambda: self._files.append_run(text))
-        line = line_of_new(entry, text)
-        if line is None:
+        row = row_of_new(entry, text)
+        if row is None:
             log.warning("run %s has no usable task_id: it is in the file only", entry["run_id"])
             return
         try:
-            self._dal.add_run(row_of(line))
+            self._dal.add_run(row)
         except DatabaseError as error:
             if not (appended and self._try_files(self._files.sync_history)):
                 raise  # the files take over, and append it again under the same id

@@ -27,7 +27,7 @@ log = Reporter()
 # How often it begins anew where somebody else writes the history file anew meanwhile.
 _ATTEMPTS = 3
 # What is appended while the file lock is held once, in bytes.
-_AT_ONCE = 4 << 20
+_AT_ONCE = 1 << 20
 
 
 def sync_history(

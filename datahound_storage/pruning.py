@@ -55,7 +55,8 @@ def prune(database: Database, cutoff: datetime, keep_last: int, patience: float)
 class _Pruning:
     def __init__(self, database: Database, cutoff: datetime, keep_last: int) -> None:
         self._database, self._cutoff, self._keep_last = database, cutoff, keep_last
-        self._size, self._place = pruning.BATCH, Place()
+        self._size = pruning.BATCH_KEEPING if keep_last else pruning.BATCH
+        self._place = Place()
         self.deleted = self.in_use = 0
 
     def alone(self, holder: DeadlineConnection, patience: float) -> None:

@@ -103,8 +103,8 @@ class RunDAL:
                 if shown.has_unnamed:
                     run_compare.name_unnamed(connection)
                 run_compare.analyze(connection)
-                run_compare.only_shown(connection, only_shown)
-                run_compare.only_stored(connection, only_stored)
+                only_shown(run_compare.only_shown(connection))
+                only_stored(run_compare.only_stored(connection))
 
         self.database.run(compare, bulk=True)
 

@@ -11,8 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
-from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
@@ -107,22 +107,6 @@ def parse_line(text: str) -> Line | None:
     return Line(str(run_id) if _usable_key(run_id) else "", ended_at, text, entry)
 
 
-def line_of_new(entry: HistoryEntry, text: str) -> Line | None:
-    """What `parse_line` makes of the text of a `new_entry`; without parsing, where that is sure."""
-    # JSON gives plain values back as they are, but for halves of surrogate pairs.
-    is_sure = "\\ud" not in text and all(map(_is_plain, entry.values()))
-    if not is_sure or not _usable_key(entry["task_id"]):
-        return parse_line(text)
-    return Line(entry["run_id"], datetime.fromisoformat(entry["timestamp"]), text, entry)
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    # A number with thousands of digits can be written, and not be read.
-    return type(value) in (str, bool, NoneType) or (type(value) is int and abs(value) < 2**63)
-
-
 def _usable_key(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_KEY and fits_text_column(value)
 
@@ -171,6 +155,47 @@ def row_of(line: Line) -> RunRow:
         line_text=None,
     )
     return row if _gives_back(row, line) else row._replace(line_text=_storable(line))
+
+
+def row_of_new(entry: HistoryEntry, text: str) -> RunRow | None:
+    """The row of a `new_entry` with this text; None where its task_id is not usable.
+
+    As `row_of` what `parse_line` makes of the text: without both where it is known what they do.
+    """
+    if not _is_plain(entry, text):
+        line = parse_line(text)
+        return None if line is None else row_of(line)
+    seconds, ended_at = entry["duration_seconds"], datetime.fromisoformat(entry["timestamp"])
+    names = ("task_name", "task_type", "duration_seconds")
+    metadata = {"task_key": entry["task_id"], **{name: entry[name] for name in names}}
+    return RunRow(
+        id=uuid4(),
+        run_id=entry["run_id"],
+        task_key=entry["task_id"],
+        started_at=ended_at - timedelta(seconds=seconds),
+        finished_at=ended_at,
+        success=entry["success"],
+        message=entry["message"],
+        duration_ms=round(seconds * 1000),
+        metadata_text=orjson.dumps(metadata).decode(),
+        line_text=None,
+    )
+
+
+def _is_plain(entry: HistoryEntry, text: str) -> bool:
+    """Whether text, columns and jsonb give a new entry's values back as they are."""
+    seconds = entry["duration_seconds"]
+    return (
+        # Neither U+0000 nor a half of a surrogate pair.
+        "\\u0000" not in text
+        and "\\ud" not in text
+        and _usable_key(entry["task_id"])
+        and type(entry["success"]) is bool
+        and all(type(entry[name]) is str for name in ("message", "task_name", "task_type"))
+        # Neither NaN nor -0.0, nor what is spelled with an exponent.
+        and (type(seconds) is int or type(seconds) is float)
+        and ((seconds == 0 and type(seconds) is int) or 1e-3 < seconds < 1e8)
+    )
 
 
 def _gives_back(row: RunRow, line: Line) -> bool:
@@ -269,6 +294,7 @@ def row_of_record(run: SchedulerRunRecord, task_key: str) -> RunRow:
     )
 
 
+@lru_cache(maxsize=4096)
 def unknown_task_id(task_key: str) -> UUID:
     """The logical task id of a run whose task is not in the table."""
     return uuid5(TASK_ID_NAMESPACE, task_key)

@@ -50,9 +50,17 @@ def append_unlocked(path: Path, texts: Iterable[str]) -> None:
             return
 
 
+# The files as this process has left them, after a whole line. Looking at the last byte of a file
+# costs more than it seems: the disk has to remember that it was read.
+_left: dict[tuple[int, int], tuple[int, int]] = {}
+_MOST_LEFT = 64
+
+
 def _append(descriptor: int, content: bytes) -> None:
-    size = os.fstat(descriptor).st_size
-    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    status = os.fstat(descriptor)
+    file, size = (status.st_dev, status.st_ino), status.st_size
+    is_as_left = _left.get(file) == (size, status.st_mtime_ns)
+    torn = size > 0 and not is_as_left and os.pread(descriptor, 1, size - 1) != b"\n"
     data = b"\n" + content if torn else content
     try:
         written = os.write(descriptor, data)
@@ -64,6 +72,17 @@ def _append(descriptor: int, content: bytes) -> None:
         with suppress(OSError):
             os.ftruncate(descriptor, size)
         raise
+    _remember(descriptor, file, size + len(data))
+
+
+def _remember(descriptor: int, file: tuple[int, int], size: int) -> None:
+    if len(_left) >= _MOST_LEFT:
+        _left.clear()
+    with suppress(OSError):  # the line is written
+        status = os.fstat(descriptor)
+        # Others may have appended without a lock.
+        if status.st_size == size:
+            _left[file] = (size, status.st_mtime_ns)
 
 
 def _make_durable(path: Path, tail: bytes = b"") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -31,23 +31,34 @@ class Place(NamedTuple):
     run_id: str
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot("read", path, error) from error
+
+
 class ShownRuns:
-    """The lines of history files that stay open: what is renamed over them changes nothing."""
+    """The lines of history files that stay open: what is renamed over them changes nothing.
+
+    Raises FileStoreError where they cannot be read.
+    """
 
     def __init__(self, paths: Sequence[Path], files: Sequence[BinaryIO | None]) -> None:
         self._paths, self._files = paths, files
-        self.marks = [Mark(0 if file is None else _inode(file), 0) for file in files]
-        self.has_unnamed = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to read. Raises FileStoreError."""
-        return all(file is None or file.seek(0, 2) == 0 for file in self._files)
+        self.has_unnamed, self.is_empty = False, True
+        self.marks: list[Mark] = []
+        for path, file in zip(paths, files, strict=True):
+            with _reading(path):
+                status = None if file is None else os.fstat(file.fileno())
+            self.marks.append(Mark(0 if status is None else status.st_ino, 0))
+            self.is_empty = self.is_empty and (status is None or status.st_size == 0)
 
     def rows(self, encoding: str) -> Iterator[bytes]:
         """The rows for COPY (file, place, run_id, digest), in blocks; each call reads anew.
 
-        Afterwards `marks` has the end of each file, a torn last line left out. Raises
+        Afterwards `marks` has the end of each file, but for a last line without its end. Raises
         FileStoreError.
         """
         self.has_unnamed = False
@@ -56,7 +67,8 @@ class ShownRuns:
                 yield from self._rows_of(number, file, encoding)
 
     def _rows_of(self, number: int, file: BinaryIO, encoding: str) -> Iterator[bytes]:
-        file.seek(0)
+        with _reading(self._paths[number]):
+            file.seek(0)
         place = 0
         for block in blocks(file):
             rows: list[bytes] = []
@@ -67,11 +79,13 @@ class ShownRuns:
                 else:
                     rows.append(self._unusual_row(number, place, line, encoding))
                 place += len(line) + 1
-            if not block.endswith(b"\n"):
-                # Torn, or not written to its end yet: whoever looks later takes it from its start.
-                place -= 1 if rows[-1] else len(line) + 1
             yield b"".join(rows)
-        self.marks[number] = Mark(_inode(file), place)
+            if not block.endswith(b"\n"):
+                # Torn, or not written to its end yet: whoever looks later takes it from its start,
+                # and what is written by now is not taken for another line.
+                place -= len(line) + 1
+                break
+        self.marks[number] = Mark(self.marks[number].inode, place)
 
     def _unusual_row(self, number: int, place: int, raw: bytes, encoding: str) -> bytes:
         line = parse_line(_text_of(raw))
@@ -88,11 +102,9 @@ class ShownRuns:
             file = self._files[place.file]
             if file is None:
                 raise AssertionError("a place in a file that was not read")
-            try:
+            with _reading(self._paths[place.file]):
                 file.seek(place.offset)
                 raw = file.readline()
-            except OSError as error:
-                raise cannot("read", self._paths[place.file], error) from error
             line = parse_line(_text_of(raw))
             if line is None or not _is_at(line, place):
                 raise FilesChangedError(f"{self._paths[place.file]} was changed while it was read.")
@@ -114,20 +126,27 @@ def _for_copy(value: str, encoding: str) -> bytes:
     return escaped.replace("\n", "\\n").replace("\r", "\\r").encode(encoding)
 
 
-def _inode(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_ino
-
-
 @contextmanager
 def open_runs(paths: Sequence[Path]) -> Iterator[ShownRuns]:
     """Open those of the history files that exist. Raises FileStoreError where one cannot be."""
     with ExitStack() as stack:
         files: list[BinaryIO | None] = []
         for path in paths:
-            try:
-                files.append(stack.enter_context(path.open("rb")))
-            except FileNotFoundError:
-                files.append(None)
-            except OSError as error:
-                raise cannot("read", path, error) from error
+            with _reading(path):
+                files.append(_open(path))
+            stack.callback(_close, files[-1])
         yield ShownRuns(paths, files)
+
+
+def _open(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
+
+
+def _close(file: BinaryIO | None) -> None:
+    # Nothing was written through it.
+    with suppress(OSError):
+        if file is not None:
+            file.close()

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
-from datahound_storage.files.usual import LINE, LaterLines, blocks, lines_of, time_text
+from datahound_storage.files.usual import LINE, Days, blocks, lines_of, time_text
 from datahound_storage.runs import parse_line
 
 
@@ -33,8 +33,8 @@ def _trim(path: Path, file: BinaryIO, cutoff: datetime) -> int:
     for _ in trimming.kept(file):
         if trimming.removed:
             break
-    else:
-        return 0  # nothing to remove leaves the file alone
+    if not trimming.removed:
+        return 0  # the file is left alone
     file.seek(0)
     trimming = _Trimming(cutoff)
     atomic.replace(path, trimming.kept(file))
@@ -44,19 +44,25 @@ def _trim(path: Path, file: BinaryIO, cutoff: datetime) -> int:
 class _Trimming:
     def __init__(self, cutoff: datetime) -> None:
         self._cutoff, self._edge = cutoff, time_text(cutoff)
-        self._later = LaterLines(cutoff)
+        self._days = Days(cutoff)
         self.removed = 0
 
     def kept(self, file: BinaryIO) -> Iterator[bytes]:
-        """What is to stay of a file, in blocks; a torn last line is closed off."""
+        """What is to stay of each block of a file; a torn last line is closed off."""
         for block in blocks(file):
             lines = lines_of(block)
-            if self._later.are_all_of(block, lines) and block.endswith(b"\n"):
+            if self._days.are_earlier(block, lines):
+                self.removed += len(lines)
+                yield b""
+            elif self._days.are_later(block, lines) and block.endswith(b"\n"):
                 yield block
-                continue
-            kept = [line for line in lines if not self._is_old(line)]
-            self.removed += len(lines) - len(kept)
-            yield b"".join([line + b"\n" for line in kept])
+            else:
+                yield self._kept_of(lines)
+
+    def _kept_of(self, lines: list[bytes]) -> bytes:
+        kept = [line + b"\n" for line in lines if not self._is_old(line)]
+        self.removed += len(lines) - len(kept)
+        return b"".join(kept)
 
     def _is_old(self, line: bytes) -> bool:
         usual = LINE.fullmatch(line)

@@ -6,7 +6,7 @@ Nothing here is a guess: a line of another shape is not usual, and is to be pars
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -26,13 +26,15 @@ _DAY = (
 )
 _TIME = rb"([12]\d{3}-" + _DAY + rb"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{6})?)\+00:00"
 _NUMBER = rb"-?(?:0|[1-9]\d{0,15})(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?"
-# The groups: the time without its offset, the task's id, the run's id (None where it has none).
-LINE = re.compile(
+_LINE = (
     rb'\{"timestamp": "' + _TIME + rb'", "task_id": ' + _KEY
     + rb', "task_name": ' + _STRING + rb', "task_type": ' + _STRING
     + rb', "success": (?:true|false), "message": ' + _STRING
     + rb', "duration_seconds": ' + _NUMBER + rb'(?:, "run_id": ' + _KEY + rb")?+\}"
 )  # fmt: skip
+# The groups: the time without its offset, the task's id, the run's id (None where it has none).
+LINE = re.compile(_LINE)
+_LINES = re.compile(rb"(?:" + re.sub(rb"\((?!\?)", rb"(?:", _LINE) + rb"\n)*+")
 
 _HEAD = re.compile(rb'\{"timestamp": "(\d{4}-\d\d-\d\d)T')
 _HEAD_LENGTH = len(b'{"timestamp": "2026-09-20T')
@@ -60,28 +62,49 @@ def lines_of(block: bytes) -> list[bytes]:
     return found
 
 
-class LaterLines:
-    """Tells blocks whose lines all ended after a time, by the days with which they begin."""
+class Days:
+    """Tells blocks whose lines all ended before, or all after, a time by the days they begin with.
+
+    A day is remembered once it is known, so that a line costs a look-up.
+    """
 
     def __init__(self, cutoff: datetime) -> None:
+        day = cutoff.astimezone(UTC).date()
+        self._edge = day.isoformat().encode()
         try:
             # Whatever offset follows, or the local one: it is less than a day.
-            day = cutoff.astimezone(UTC).date() + timedelta(days=2)
-            self._first = day.isoformat().encode()
+            self._first_later = (day + timedelta(days=2)).isoformat().encode()
         except OverflowError:
-            self._first = b"~"
-        self._known: set[bytes] = set()
+            self._first_later = b"~"
+        self._later: set[bytes] = set()
+        self._earlier: set[bytes] = set()
 
-    def are_all_of(self, block: bytes, lines: list[bytes]) -> bool:
+    def are_later(self, block: bytes, lines: list[bytes]) -> bool:
         """Whether no line of a block can be one that ended before the time. False says nothing."""
-        heads = {line[:_HEAD_LENGTH] for line in lines}
-        if not heads <= self._known:
-            self._known.update(filter(self._is_later, heads))
-            if not heads <= self._known:
-                return False
+        if not self._begin_with(self._later, lines, self._is_later):
+            return False
         # The time that counts is the one with which they begin: there is no other, escaped or not.
-        return block.count(b'"timestamp"') == len(lines) and rb"\u00" not in block
+        is_only = block.count(b'"timestamp"') == len(lines)
+        return is_only and (b"\\" not in block or rb"\u00" not in block)
+
+    def are_earlier(self, block: bytes, lines: list[bytes]) -> bool:
+        """Whether all lines of a block are usual and ended before the time. False says nothing."""
+        begin = self._begin_with(self._earlier, lines, self._is_earlier)
+        return begin and _LINES.fullmatch(block) is not None
+
+    def _begin_with(
+        self, known: set[bytes], lines: list[bytes], belongs: Callable[[bytes], bool]
+    ) -> bool:
+        if lines[0][:_HEAD_LENGTH] not in known and not belongs(lines[0][:_HEAD_LENGTH]):
+            return False
+        heads = {line[:_HEAD_LENGTH] for line in lines}
+        known.update(head for head in heads - known if belongs(head))
+        return heads <= known
 
     def _is_later(self, head: bytes) -> bool:
         found = _HEAD.fullmatch(head)
-        return found is not None and found[1] >= self._first
+        return found is not None and found[1] >= self._first_later
+
+    def _is_earlier(self, head: bytes) -> bool:
+        found = _HEAD.fullmatch(head)
+        return found is not None and found[1] < self._edge

@@ -13,6 +13,8 @@ Connection = psycopg.Connection[Any]
 
 # What one statement looks at. Whoever wants one of its rows waits for as long as it takes.
 BATCH = 8000
+# Where the newest of each task are to be found as well.
+BATCH_KEEPING = 2000
 # A statement that takes longer is cancelled, and tried with fewer rows.
 STATEMENT_SECONDS = 5.0
 # How long a batch waits for a row that somebody holds, before it is tried without such rows.

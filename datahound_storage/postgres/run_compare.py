@@ -6,21 +6,14 @@ pooler that gives a session for no longer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
 
-from datahound_storage.postgres.run_table import (
-    BATCH,
-    ENDED,
-    ROW,
-    StoredRun,
-    stored_run,
-)
+from datahound_storage.postgres.run_table import ENDED, ROW, StoredRun, stored_run, streamed
 
 Connection = psycopg.Connection[Any]
-Row = tuple[Any, ...]
 
 # Others may be at work on the server for minutes while what was found is inserted by another
 # connection; this one then waits with its transaction open. All that it finds is wanted.
@@ -70,18 +63,11 @@ def analyze(connection: Connection) -> None:
     connection.execute(b"ANALYZE shown_runs")
 
 
-def only_shown(connection: Connection, look: Callable[[Iterator[Row]], None]) -> None:
-    """Have a look at (file, place, run_id) of the lines that the table lacks, streamed."""
-    _stream(connection, ONLY_SHOWN, look)
+def only_shown(connection: Connection) -> Iterator[tuple[Any, ...]]:
+    """(file, place, run_id) of the lines that the table lacks, streamed."""
+    return streamed(connection, ONLY_SHOWN)
 
 
-def only_stored(connection: Connection, look: Callable[[Iterator[StoredRun]], None]) -> None:
-    """Have a look at the runs that ended and that no line shows, oldest first, streamed."""
-    _stream(connection, ONLY_STORED, lambda rows: look(map(stored_run, rows)))
-
-
-def _stream(connection: Connection, query: str, look: Callable[[Iterator[Row]], None]) -> None:
-    with connection.cursor(name="compared_runs") as cursor:
-        cursor.itersize = BATCH
-        cursor.execute(query.encode())
-        look(iter(cursor))
+def only_stored(connection: Connection) -> Iterator[StoredRun]:
+    """The runs that ended and that no line shows, oldest first, streamed."""
+    return map(stored_run, streamed(connection, ONLY_STORED))

@@ -24,7 +24,9 @@ from datahound_storage.runs import (
 
 Connection = psycopg.Connection[Any]
 
+# How many are inserted at once, and how many are in memory at a time where they are streamed.
 BATCH = 10_000
+FETCHED = 2000
 # The end of a run; of one that goes on (or that died without saying so), its start.
 ENDED = "coalesce(r.finished_at, r.started_at)"
 ROW = (
@@ -165,7 +167,8 @@ def _loads_metadata(text: str | None) -> dict[str, Any]:
             value = json.loads(text or "{}")
     except (orjson.JSONDecodeError, RecursionError, AttributeError):
         return {}  # nested too deeply, or no object
-    return value if isinstance(value, dict) else {}
+    given: dict[str, Any] = value
+    return given
 
 
 def newest(
@@ -207,16 +210,26 @@ def ids_before(connection: Connection, cutoff: datetime) -> set[str]:
     return {row[0] for row in connection.execute(_IDS_BEFORE.encode(), (cutoff,))}
 
 
+_ENDED_RUNS = f"""
+SELECT {ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
+ORDER BY {ENDED}, r.seq"""
+
+
 def ended_runs(connection: Connection) -> Iterator[StoredRun]:
     """All runs that ended, oldest first, streamed. Needs a transaction around it."""
-    query = f"""
-        SELECT {ROW}, r.task_id FROM scheduler_runs AS r WHERE r.finished_at IS NOT NULL
-        ORDER BY {ENDED}, r.seq"""
-    with connection.cursor(name="ended_runs") as cursor:
-        cursor.itersize = BATCH
-        cursor.execute(query.encode())
-        for row in cursor:
-            yield stored_run(row)
+    return map(stored_run, streamed(connection, _ENDED_RUNS))
+
+
+def streamed(connection: Connection, query: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a query, some at a time. Needs a transaction around it, and is read to its end.
+
+    By hand: the driver's own cursor warns where a connection breaks before it is closed.
+    """
+    connection.execute(f"DECLARE streamed CURSOR FOR {query}".encode(), prepare=False)
+    fetch = f"FETCH FORWARD {FETCHED} FROM streamed".encode()
+    while rows := connection.execute(fetch, prepare=False).fetchall():
+        yield from rows
+    connection.execute(b"CLOSE streamed", prepare=False)
 
 
 _CUTOFF = """

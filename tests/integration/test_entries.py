@@ -25,6 +25,8 @@ from tests.migrations.support import query
         ('"text"', 5.25),
         ("null", 5.25),
         (None, 5.25),
+        # What orjson can read and json cannot, and what neither can.
+        (f'{{"more": {"[" * 1010}{"]" * 1010}}}', 5.25),
         (f'{{"duration_seconds": 5.25, "more": {"[" * 1500}{"]" * 1500}}}', 5.25),
     ],
 )

@@ -15,11 +15,11 @@ from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import history
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.shown_runs import ShownRuns
+from datahound_storage.files.shown_runs import FilesChangedError, ShownRuns, open_runs
 from datahound_storage.files.trimming import trim
 from datahound_storage.history_sync import sync_history, sync_last_runs
 from datahound_storage.postgres.pool import Database
-from datahound_storage.runs import identify, line_of_new, line_text, new_entry, row_of
+from datahound_storage.runs import identify, line_text, new_entry, row_of, row_of_new
 from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
@@ -64,17 +64,21 @@ def stored(url: str) -> list[str]:
 
 
 def meanwhile(
-    monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], *, times: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[], object],
+    *,
+    times: int = 1,
+    done: list[int] | None = None,
 ) -> list[int]:
     """Do something after the files were read, before what is found is carried over."""
-    done: list[int] = []
+    done = [] if done is None else done
     rows = ShownRuns.rows
 
     def rows_and_act(shown: ShownRuns, encoding: str) -> Iterator[bytes]:
         yield from rows(shown, encoding)
         if len(done) < times:
-            done.append(1)
             act()
+            done.append(1)
 
     monkeypatch.setattr(ShownRuns, "rows", rows_and_act)
     return done
@@ -190,9 +194,9 @@ def test_a_run_that_is_logged_meanwhile_is_not_appended_again(
         entry = new_entry("a", True, "meanwhile", 1.5, "Task", "download")
         text = line_text(entry)
         history.append(paths.history_file, [text], durable=False)
-        made = line_of_new(entry, text)
+        made = row_of_new(entry, text)
         assert made is not None
-        dal.add_run(row_of(made))
+        dal.add_run(made)
 
     done = meanwhile(monkeypatch, log)
     mark = sync_history(dal, paths, 5)
@@ -220,6 +224,19 @@ def test_a_line_that_comes_meanwhile_gets_its_row(
     sync_last_runs(dal, paths, sync_history(dal, paths, 5))
     assert done
     assert set(stored(migrated_url)) == {"1", "late", *(["table"] if appends else [])}
+
+
+def test_a_line_that_is_completed_while_it_is_read_is_one_line(
+    dal: StorageDAL, paths: StatePaths, migrated_url: str
+) -> None:
+    paths.history_file.write_text(f"{line('1')}\n{line('2')[:-5]}")
+    with open_runs(paths.history_files) as shown:
+        rows = shown.rows("utf-8")
+        found = next(rows)
+        with paths.history_file.open("a") as file:
+            file.write(f"{line('2')[-5:]}\n{line('3')}\n")
+        assert (found + b"".join(rows)).count(b"\n") == 1
+        assert shown.marks[-1].size == len(line("1")) + 1
 
 
 @pytest.mark.parametrize("stands", ["file", "table"])
@@ -291,12 +308,12 @@ def test_a_file_that_is_written_over_is_read_again(
     write(paths.history_file, line("1"), line("2"), line("3"))
     inode = os.stat(paths.history_file).st_ino
     done = meanwhile(
-        monkeypatch, lambda: write(paths.history_file, line("another"), line("2"), line("3"))
+        monkeypatch, lambda: write(paths.history_file, line("9"), line("2"), line("3"))
     )
     sync_history(dal, paths, 5)
     assert done
     assert os.stat(paths.history_file).st_ino == inode
-    assert stored(migrated_url) == ["another", "2", "3"]
+    assert stored(migrated_url) == ["9", "2", "3"]
 
 
 def test_a_file_that_never_stays_the_same_does_not_hold_up_a_start(
@@ -309,15 +326,28 @@ def test_a_file_that_never_stays_the_same_does_not_hold_up_a_start(
     write(paths.history_file, line("1"))
 
     def replace() -> None:
-        history.atomic.replace(paths.history_file, paths.history_file.read_bytes())
+        another = f"{line(str(len(done) + 2))}\n".encode()
+        history.atomic.replace(paths.history_file, paths.history_file.read_bytes() + another)
 
-    done = meanwhile(monkeypatch, replace, times=99)
+    done: list[int] = []
+    meanwhile(monkeypatch, replace, times=99, done=done)
     mark = sync_history(dal, paths, 5)
     assert len(done) == 3
     assert "written anew again and again" in caplog.text
-    history.append(paths.history_file, [line("2")], durable=True)
     sync_last_runs(dal, paths, mark)
-    assert stored(migrated_url) == ["1", "2"]
+    assert stored(migrated_url) == ["1", "2", "3", "4"]
+
+
+def test_nothing_is_appended_to_another_file(dal: StorageDAL, paths: StatePaths) -> None:
+    """All of that one would have to be in memory to tell what it lacks."""
+    write(paths.history_file, line("1"))
+    with open_runs(paths.history_files) as shown:
+        meeting = history_sync._Meeting(dal, paths, shown)
+        now = history.mark(paths.history_file)
+        for place in (now._replace(inode=now.inode + 1), now._replace(size=now.size + 1)):
+            with pytest.raises(FilesChangedError):
+                meeting._append([line("2")], place)
+    assert history.mark(paths.history_file) == now
 
 
 def test_many_lines_are_appended_in_parts_and_once(

@@ -17,7 +17,7 @@ NOW = datetime.now(UTC)
 # In MB; what holds the lines, or their ids, grows by several times that.
 BOUND = 20
 SCRIPT = """
-import resource, sys
+import sys
 from datetime import UTC, datetime, timedelta
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files.file_store import FileStore
@@ -26,7 +26,9 @@ from datahound_storage.history_sync import sync_history
 from datahound_storage.postgres.pool import Database
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not that of getrusage, which has the parent's in it.
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 paths = StatePaths.below(sys.argv[1])
 if len(sys.argv) > 2:
@@ -82,7 +84,7 @@ def test_comparing_a_long_history_with_a_table_that_has_it(base: Path, migrated_
             "SELECT gen_random_uuid(), '00000000-0000-4000-8000-' || lpad(n::text, 12, '0'), 'a', "
             "now(), now() FROM generate_series(0, 99999) AS n"
         )
-    assert growth(paths, "sync_history(dal, paths, 5)", migrated_url) < BOUND
+    assert growth(paths, "sync_history(dal, paths, 5)", migrated_url) < BOUND / 2
     assert value(migrated_url, "SELECT count(*) FROM scheduler_runs") == 100_000
 
 

@@ -230,6 +230,7 @@ def test_the_lock_keeps_no_snapshot_and_is_taken_again_when_it_is_lost(
 @pytest.fixture(params=[1000, 3], ids=["one batch", "batches of three"])
 def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statements, "BATCH", request.param)
+    monkeypatch.setattr(statements, "BATCH_KEEPING", request.param)
 
 
 @pytest.mark.usefixtures("batch")
@@ -300,7 +301,10 @@ def test_no_negative_number_is_kept(dal: StorageDAL) -> None:
         dal.purge_task_runs(older_than=CUTOFF, keep_last=-1)
 
 
-def test_runs_that_were_given_no_order_are_all_pruned(dal: StorageDAL, migrated_url: str) -> None:
+def test_runs_that_were_given_no_order_are_all_pruned(
+    dal: StorageDAL, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "BATCH", 1000)
     add(migrated_url, 2500, 40)
     query(migrated_url, "UPDATE scheduler_runs SET seq = NULL, finished_at = %s", [CUTOFF - DAY])
     add(migrated_url, 5, 35)

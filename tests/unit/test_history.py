@@ -103,11 +103,33 @@ class TestAppend:
             history.append(path, [line(1)], durable=True)
         assert (mode_of(path), path.stat().st_gid) == (0o660, group)
 
+    def test_a_line_that_somebody_else_left_torn_is_closed_off_too(self, path: Path) -> None:
+        history.append(path, [line(1)], durable=False)
+        as_left = path.stat().st_mtime_ns
+        with path.open("a") as file:
+            file.write("{torn")
+        os.utime(path, ns=(as_left, as_left))
+        history.append(path, [line(2)], durable=False)
+        assert path.read_text() == f"{line(1)}\n{{torn\n{line(2)}\n"
+        # One that is as long as what was left.
+        whole = path.read_text()
+        path.write_text(whole[:-1] + "x")
+        later = path.stat().st_mtime_ns + 10_000_000
+        os.utime(path, ns=(later, later))  # the clock that stamps files goes by some milliseconds
+        history.append(path, [line(3)], durable=False)
+        assert path.read_text() == f"{whole[:-1]}x\n{line(3)}\n"
+
     def test_an_existing_mode_is_kept(self, path: Path) -> None:
         path.touch()
         path.chmod(0o640)
         history.append(path, [line(1)], durable=True)
         assert mode_of(path) == 0o640
+
+    def test_a_link_to_a_file_that_is_not_there_yet_is_followed(self, path: Path) -> None:
+        target = path.with_name("elsewhere.jsonl")
+        path.symlink_to(target)
+        history.append(path, [line(1)], durable=True)
+        assert target.read_text() == f"{line(1)}\n"
 
     def test_a_missing_directory_is_named(self, path: Path) -> None:
         with pytest.raises(FileStoreError, match="create its directory"):
@@ -236,6 +258,12 @@ class TestTrim:
         path.write_text(f'{line(1)}\n{{"timestamp": "2026')
         trim(path, START + timedelta(hours=2))
         assert path.read_text() == '{"timestamp": "2026\n'
+
+    def test_a_last_line_without_its_end_gets_it(self, path: Path) -> None:
+        # A block of its own, of which nothing else is to be changed.
+        path.write_text(f"{line(1, message='x' * BLOCK)}\n{line(500)}")
+        assert trim(path, START + timedelta(hours=2)) == 1
+        assert path.read_text() == f"{line(500)}\n"
 
     def test_nothing_to_remove_leaves_the_file_alone(self, path: Path) -> None:
         path.write_text(f"{line(3)}\n\n")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datahound_storage.files.usual import LINE, LaterLines, lines_of, time_text
+from datahound_storage.files.usual import LINE, Days, lines_of, time_text
 from datahound_storage.runs import line_text, new_entry, parse_line
 
 CUTOFF = datetime(2026, 9, 20, 12, tzinfo=UTC)
@@ -117,7 +117,7 @@ def block_of(*lines: str) -> tuple[bytes, list[bytes]]:
 
 def test_days_after_the_cutoff_are_told_by_their_beginning() -> None:
     later = [USUAL.replace("-20T", f"-{day}T") for day in (22, 23, 29)]
-    assert LaterLines(CUTOFF).are_all_of(*block_of(*later))
+    assert Days(CUTOFF).are_later(*block_of(*later))
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,36 @@ def test_days_after_the_cutoff_are_told_by_their_beginning() -> None:
 )
 def test_a_block_with_a_line_that_may_be_old_is_looked_at(line: str) -> None:
     later = USUAL.replace("-20T", "-29T")
-    assert not LaterLines(CUTOFF).are_all_of(*block_of(later, line, later))
+    assert not Days(CUTOFF).are_later(*block_of(later, line, later))
 
 
 def test_no_line_is_later_than_the_end_of_time() -> None:
     last = datetime.max.replace(tzinfo=UTC)
-    assert not LaterLines(last).are_all_of(*block_of(USUAL.replace("2026-09-20", "9999-12-31")))
+    assert not Days(last).are_later(*block_of(USUAL.replace("2026-09-20", "9999-12-31")))
+
+
+def test_blocks_of_the_days_before_are_told_at_once() -> None:
+    earlier = [USUAL.replace("-20T", f"-{day}T") for day in (19, 18, 1 + 10)]
+    assert Days(CUTOFF).are_earlier(*block_of(*earlier))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        USUAL,
+        USUAL.replace("-20T", "-21T"),
+        USUAL.replace("-20T", "-19T").replace("+00:00", "-07:00"),
+        USUAL.replace("-20T", "-19T")[:-1],
+        USUAL.replace("-20T", "-19T").replace('"t1"', '""'),
+        USUAL.replace("-20T", "-19T") + " ",
+        USUAL.replace("-09-20T", "-02-31T"),
+        "",
+    ],
+)
+def test_a_block_with_a_line_that_may_have_to_stay_is_looked_at(line: str) -> None:
+    earlier = USUAL.replace("-20T", "-19T")
+    days = Days(CUTOFF)
+    assert days.are_earlier(*block_of(earlier, earlier))
+    assert not days.are_earlier(*block_of(earlier, line, earlier))
+    assert not days.are_earlier(*block_of(earlier, earlier, line))
+    assert not days.are_earlier(f"{earlier}\n{earlier}".encode(), [earlier.encode()] * 2)
