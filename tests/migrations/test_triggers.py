@@ -114,13 +114,16 @@ def test_deletes_leave_tombstones(url: str) -> None:
     assert query(url, TOMBSTONES) == [("three",), ("two",)]
 
 
-def test_a_tombstone_is_renewed(url: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM scheduler_tasks", "UPDATE scheduler_tasks SET task_key = 'two'"]
+)
+def test_a_tombstone_is_renewed(url: str, change: str) -> None:
     look = "SELECT deleted_xid::text::bigint FROM scheduler_task_tombstones"
     query(url, "DELETE FROM scheduler_tasks")
     first = value(url, look)
     query(url, INSERT, ["one"])
     with psycopg.connect(url) as connection:
-        connection.execute("DELETE FROM scheduler_tasks")
+        connection.execute(change.encode())
         now = connection.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
     assert now == (value(url, look),)
     assert value(url, look) > first
