@@ -10,7 +10,7 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +79,11 @@ class Identities:
         reference.identity = id(task)
         self._known[id(task)] = _Known(reference, None, shown)
 
-    def mark(self, tasks: list[LoadedTask], texts: Iterable[TaskText]) -> None:
+    def mark(self, tasks: Iterable[LoadedTask], texts: Iterable[TaskText]) -> None:
         """New objects show these versions."""
         number = next(_numbers)
-        for task, item in zip(tasks, texts, strict=True):
-            task.shows = (self, item.task_key, item.text, number)
+        for task, (task_key, text, _) in zip(tasks, texts, strict=True):
+            task.shows = (self, task_key, text, number)
 
     def _may_mark(self, task: LoadedTask) -> bool:
         """Whether the mark on a task is ours; it may be that of another store."""
@@ -137,10 +137,13 @@ class Bases:
         self._identities.remember(task, task_key, text)
         self._seen.texts[task_key] = text
 
-    def loaded_all(self, tasks: list[LoadedTask], texts: Sequence[TaskText]) -> None:
-        """New objects were made of these versions."""
-        self._identities.mark(tasks, texts)
+    def listed(self, texts: Iterable[TaskText]) -> None:
+        """This thread sees these versions."""
         self._seen.texts.update(texts_by_key(texts))
+
+    def made(self, tasks: Iterable[LoadedTask], texts: Iterable[TaskText]) -> None:
+        """New objects were made of versions that were `listed`."""
+        self._identities.mark(tasks, texts)
 
     def submitted(self, task: object, task_key: str, text: str, *, known: bool = False) -> None:
         """An object was stored; `known`: it, or what it is a copy of, had been loaded here."""
