@@ -11,6 +11,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -33,6 +34,7 @@ _NEEDS_CLEANING = re.compile(
 # the expressions around here, which judge only where it shows something of the kind.
 _OUTLINE = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG_NUMBER = b"0" * 17
+_UNCLEAN = (b"\\u0000", b"\\ud", b"\\uD", b"NaN", b"Infinity")
 _HUGE_EXPONENT = re.compile(rb"0e[+-]?000+[\s,\]}]")
 _EXPONENT = re.compile(rb"0e-?0+[\s,]")
 # orjson spells 1e+16 as 1e16 and 1e-05 as 0.00001, and leaves DEL as it is.
@@ -82,9 +84,14 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     """Letters that ASCII has not, as `json` spells them."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    units = error.object[error.start : error.end].encode("utf-16-be")
+    return _spelled(error.object[error.start : error.end]), error.end
+
+
+@lru_cache(maxsize=4096)
+def _spelled(letters: str) -> str:
+    units = letters.encode("utf-16-be")
     pairs = zip(units[::2], units[1::2], strict=True)
-    return "".join(f"\\u{high:02x}{low:02x}" for high, low in pairs), error.end
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in pairs)
 
 
 _ESCAPED = "datahound_storage.escaped"
@@ -160,15 +167,15 @@ def _has_odd_number(outline: bytes) -> bool:
 
 def for_jsonb(text: str) -> str:
     """The nearest text that jsonb takes: U+FFFD for what it refuses, null for NaN and the like."""
-    if not (_may_need_cleaning(_outline(text)) and _NEEDS_CLEANING.search(text)):
+    if not (_may_need_cleaning(text) and _NEEDS_CLEANING.search(text)):
         return text
     value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite_float)
     return json.dumps(_clean(value))
 
 
-def _may_need_cleaning(outline: bytes) -> bool:
-    suspicious = b"\\u" in outline or b"NaN" in outline or b"Infinity" in outline
-    return suspicious or _has_odd_number(outline)
+def _may_need_cleaning(text: str) -> bool:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return any(mark in encoded for mark in _UNCLEAN) or _has_odd_number(encoded.translate(_OUTLINE))
 
 
 def for_text_column(value: str) -> str:
