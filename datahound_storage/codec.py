@@ -34,7 +34,7 @@ _NEEDS_CLEANING = re.compile(
 # the expressions around here, which judge only where it shows something of the kind.
 _OUTLINE = bytes.maketrans(b"123456789E", b"000000000e")
 _LONG_NUMBER = b"0" * 17
-_UNCLEAN = re.compile(rb"\u(?:0000|[dD])")
+_UNCLEAN = re.compile(rb"\\u(?:0000|[dD])")
 _HUGE_EXPONENT = re.compile(rb"0e[+-]?000+[\s,\]}]")
 _EXPONENT = re.compile(rb"0e-?0+[\s,]")
 # orjson spells 1e+16 as 1e16 and 1e-05 as 0.00001, and leaves DEL as it is.
