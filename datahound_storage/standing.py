@@ -103,9 +103,8 @@ class StandingSnapshot:
     def write(self, view: TaskView) -> None:
         """Sidecar first, so that the snapshot, old or new, is always recognised as ours."""
         self._settle_after_a_crash()
-        texts = [item.text for item in view.texts()]
-        made = atomic.prepare(self._paths.tasks_file, layout.assemble(texts))
-        digest = view.digest() or layout.digest(b"".join(layout.assemble(texts)))
+        made = atomic.prepare(self._paths.tasks_file, layout.assemble(view.plain_texts()))
+        digest = view.digest() or layout.digest(b"".join(layout.assemble(view.plain_texts())))
         header = self._header_of(view, made, digest)
         unlike = self.unlike(view)
         with sidecar.Previous(self._paths.sidecar_file) as before:

@@ -21,14 +21,16 @@ def assemble(texts: Iterable[str]) -> Iterator[bytes]:
     """The bytes of a snapshot that shows these tasks, in this order; block by block."""
     remaining = iter(texts)
     block = list(islice(remaining, _BLOCK))
-    before, empty = "[\n  ", not block
+    if not block:
+        yield b"[]"
+        return
+    # What stands around a block is put to its ends: the block itself is copied once less.
+    block[0] = f"[\n  {block[0]}"
     while block:
         following = list(islice(remaining, _BLOCK))
-        after = "" if following else "\n]"
-        yield f"{before}{_SEPARATOR.join(block)}{after}".encode("ascii")
-        before, block = _SEPARATOR, following
-    if empty:
-        yield b"[]"
+        block[-1] += _SEPARATOR if following else "\n]"
+        yield _SEPARATOR.join(block).encode("ascii")
+        block = following
 
 
 def digest(content: bytes) -> str:

@@ -130,9 +130,9 @@ def encode(
 ) -> bytes:
     """The bytes of a sidecar."""
     value = {"format": FORMAT, **header.__dict__, "previous": previous}
-    first = orjson.dumps(value | ({"shown_since": shown_since} if shown_since else {})).decode()
-    joined = ",\n".join(lines)
-    return f'{first[:-1]},"tasks":{{\n{joined}\n}}}}\n'.encode()
+    first = orjson.dumps(value | ({"shown_since": shown_since} if shown_since else {}))
+    joined = ",\n".join(lines).encode()
+    return b"".join((first[:-1], b',"tasks":{\n', joined, b"\n}}\n"))
 
 
 class Previous:
