@@ -90,10 +90,10 @@ def meet(dal: StorageDAL, paths: StatePaths, keep: Keep | None = None) -> Met:
         made.append(plans[-1].change._replace(carried_over=kept))
         return made[-1]
 
-    stamp = dal.change_all(decide, min(_PATIENCE, dal.database.timeout), beside=side)
+    begun = dal.change_all(decide, min(_PATIENCE, dal.database.timeout), beside=side)
     _report(plans[-1], paths)
     mark = side.mark if made[-1].carried_over is not None else None
-    return Met(side, mark, own_writes(stamp, made[-1]))
+    return Met(side, mark, own_writes(begun, made[-1]))
 
 
 def _report(plan: Plan, paths: StatePaths) -> None:

@@ -205,18 +205,27 @@ class SnapshotBackup:
         self.problem = None
 
     def _read(self, news: News) -> None:
-        changes = self._read_changes(news)
+        changes, losses = self._read_changes(news)
         self._check_not_before(changes)
-        touched = self._view.apply(changes, news.looks)
+        try:
+            touched = self._view.apply(changes, news.looks)
+        except BaseException:
+            self._standing.note_doubt()
+            raise
         self._standing.note_changed(touched)
+        # Last: whoever sees this must find the view that belongs to it.
+        self._losses = losses
         stamps: dict[str, int | None] = {task.task_key: task.stamp for task in changes.tasks}
         stamps.update(changes.deleted)
         # Not only what is new to this process: a peer may have shown what is gone again by now.
         unlike = touched | self._standing.unlike(self._view) if changes.full else stamps.keys()
         self._pending.update((key, stamps.get(key)) for key in unlike)
 
-    def _read_changes(self, news: News) -> Changes:
-        """What changed since the view; everything where a connection broke since, or breaks now."""
+    def _read_changes(self, news: News) -> tuple[Changes, int]:
+        """What changed since the view; everything where a connection broke since, or breaks now.
+
+        Also how many had been lost when it was read.
+        """
         while True:
             losses = self._dal.database.losses
             if losses != self._losses:
@@ -227,8 +236,7 @@ class SnapshotBackup:
             own = news.own if losses == news.losses else None
             changes = self._dal.read_changes(known, own)
             if known is None or losses == self._dal.database.losses:
-                self._losses = losses
-                return changes
+                return changes, losses
 
     def _check_not_before(self, changes: Changes) -> None:
         header = self._standing.header
@@ -256,6 +264,7 @@ class SnapshotBackup:
         with uncollected():
             losses = self._dal.database.losses
             met = meet(self._dal, self._paths, keep)
+            self._standing.note_doubt()
             self._view = TaskView()
             own = met.own if losses == self._dal.database.losses else None
             self._view.apply(self._dal.read_changes(None, own), met.looks())

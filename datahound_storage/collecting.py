@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,15 @@ class _Pause:
             if self._users == 0 and self._was_enabled:
                 gc.enable()
 
+    def renew(self) -> None:
+        """In a forked child: its other threads, which would end their pause, are gone."""
+        if self._users and self._was_enabled:
+            gc.enable()
+        self.__init__()  # type: ignore[misc]
+
 
 _pause = _Pause()
+os.register_at_fork(after_in_child=_pause.renew)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from datahound_storage.mapping import prepare, record_of
 from datahound_storage.postgres import changes, memory, task_bulk, task_table
 from datahound_storage.postgres.changes import Changes, DatabaseState, OwnWrites
 from datahound_storage.postgres.deadline import DeadlineConnection
+from datahound_storage.postgres.memory import Begun
 from datahound_storage.postgres.pool import Database
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_bulk import Beside
@@ -41,11 +42,11 @@ class KnownTasks(NamedTuple):
     losses: int
 
 
-def own_writes(stamp: int, change: BulkChange) -> OwnWrites | None:
-    """What a bulk change wrote; None where it also moved tasks, whose texts it does not know."""
-    if change.order is not None:
+def own_writes(begun: Begun, change: BulkChange) -> OwnWrites | None:
+    """What a bulk change wrote; None where it cannot know that of each row that it touched."""
+    if change.order is not None or begun.is_meddled_with:
         return None
-    return OwnWrites(stamp, change.texts)
+    return OwnWrites(begun.stamp, change.texts)
 
 
 def _present_ones(
@@ -187,8 +188,8 @@ class StorageDAL(RunDAL):
         *,
         known: KnownTasks | None = None,
         beside: Beside | None = None,
-    ) -> int:
-        """Change many tasks in one transaction: all or nothing. Returns its stamp.
+    ) -> Begun:
+        """Change many tasks in one transaction: all or nothing. Tells which one it was.
 
         Waits `patience` seconds (None: an operation's time) for other writers, then LockedError.
 
@@ -197,10 +198,16 @@ class StorageDAL(RunDAL):
         and `beside` is work to do while the server is busy.
         """
         wait = self.database.timeout if patience is None else patience
-        attempts: list[tuple[UUID, int]] = []
-        self.database.run(
-            lambda c: self._change_all(c, decide, wait, attempts, known, beside), bulk=True
-        )
+        attempts: list[tuple[UUID, Begun]] = []
+        try:
+            self.database.run(
+                lambda c: self._change_all(c, decide, wait, attempts, known, beside), bulk=True
+            )
+        except DuplicateTaskError:
+            if known is None:
+                raise
+            # Somebody has added it behind the back of the triggers that tell of it.
+            return self.change_all(decide, patience, beside=beside)
         return attempts[-1][1]
 
     def _change_all(
@@ -208,7 +215,7 @@ class StorageDAL(RunDAL):
         connection: DeadlineConnection,
         decide: Callable[[Changes], BulkChange],
         patience: float,
-        attempts: list[tuple[UUID, int]],
+        attempts: list[tuple[UUID, Begun]],
         known: KnownTasks | None,
         beside: Beside | None,
     ) -> None:
@@ -218,7 +225,11 @@ class StorageDAL(RunDAL):
             if attempts and memory.is_committed(connection, attempts[-1][0]):
                 return
             token = uuid4()
-            attempts.append((token, memory.begin_change(connection, token)))
+            begun = memory.begin_change(connection, token)
+            attempts.append((token, begun))
+            if begun.session != connection.info.backend_pid:
+                # A pooler's: if the server crashed since, we have not heard of it.
+                known = None
             found = self._read_all(connection, known)
             present = {task.task_key for task in found.tasks}
             self.apply(connection, decide(found), present, beside)

@@ -45,6 +45,7 @@ class Owed(NamedTuple):
     stamp: int
     redo: Callable[[FileStore], object]
     begun: int
+    tasks: int = 1
 
     def is_shown_by(self, header: SidecarHeader) -> bool:
         """Whether a snapshot shows it.
@@ -56,7 +57,7 @@ class Owed(NamedTuple):
         return Watermark.parse(header.watermark).shows(self.stamp)
 
 
-# A disk that is full for days must not use up the memory as well.
+# A disk that is full for days must not use up the memory as well: so many tasks are remembered.
 _MOST_OWED = 10_000
 
 
@@ -85,7 +86,7 @@ class DatabaseStore:
         self._paths = paths
         self._files = files
         # Committed, but perhaps not shown by the snapshot; each with its stamp.
-        self._owed: deque[Owed] = deque(maxlen=_MOST_OWED)
+        self._owed: deque[Owed] = deque()
         self._settling = threading.Lock()
         self._patience = patience
 
@@ -154,14 +155,15 @@ class DatabaseStore:
         losses = self._dal.database.losses
         with uncollected():
             known = self.backup.known_tasks()
-            stamp = self._dal.change_all(decide_changes, known=known, beside=ahead)
+            done = self._dal.change_all(decide_changes, known=known, beside=ahead)
         change = wanted[-1]
         task_keys = [*change.texts, *change.delete]
-        redo = Owed(stamp, lambda files: files.change_all(decide), begun)
-        self._follow(redo, task_keys, News(own_writes(stamp, change), ahead.looks, losses))
+        stamp = done.stamp
+        redo = Owed(stamp, lambda files: files.change_all(decide), begun, len(task_keys))
+        self._follow(redo, task_keys, News(own_writes(done, change), ahead.looks, losses))
 
     def _follow(self, owed: Owed, task_keys: Sequence[str], news: News = NOTHING) -> None:
-        self._owed.append(owed)
+        self._owe(owed)
         try:
             if self.backup.after_commit(owed.stamp, news):
                 self._forget_shown()
@@ -170,6 +172,11 @@ class DatabaseStore:
         except Exception as error:  # noqa: BLE001 - the change is committed: that is the answer
             self.backup.report(error)
         self._notify("commit", tuple(task_keys))
+
+    def _owe(self, owed: Owed) -> None:
+        self._owed.append(owed)
+        while len(self._owed) > 1 and sum(one.tasks for one in list(self._owed)) > _MOST_OWED:
+            self._owed.popleft()
 
     def _forget_shown(self) -> None:
         for owed in list(self._owed):

@@ -35,13 +35,17 @@ class FilesSide:
     def hashes(self) -> dict[str, Hashes]:
         """The hashes of each task in the snapshot."""
         known = self.sidecar
-        if known is not None and known.header.after == self.snapshot.digest:
+        if known is not None and self._is_described_by(known):
             # What was written beside this very content need not be worked out again.
             return {
                 i.task_key: known.tasks.get(i.task_key) or _hashes(i) for i in self.snapshot.items
             }
         found = self._hashed
         return {i.task_key: found.get(i.task_key) or _hashes(i) for i in self.snapshot.items}
+
+    def _is_described_by(self, known: Sidecar) -> bool:
+        # One that was settled may name this content, and tell of the one before.
+        return known.header.file is not None and known.header.after == self.snapshot.digest
 
     def look(self, prepared: PreparedTask) -> None:
         """Hash a task of the snapshot, as there is time for it now."""

@@ -142,16 +142,20 @@ class SchedulerPersistence(RunPersistence):
         self, texts: list[TaskText], is_wanted: Callable[[Task], bool] | None
     ) -> list[LoadedTask]:
         # One by one: what a task is made of goes again at once, which is faster than all together.
-        self._bases.listed(texts)
         if is_wanted is None:
+            self._bases.listed(texts)
             loaded = list(map(LoadedTask, decode_all(texts)))
             self._bases.made(loaded, texts)
             return loaded
         wanted = [
             (LoadedTask(task), item) for item in texts if is_wanted(task := decode_item(item))
         ]
-        self._bases.made([task for task, _ in wanted], [item for _, item in wanted])
-        return [task for task, _ in wanted]
+        # What the caller does not get it has not seen.
+        seen = [item for _, item in wanted]
+        self._bases.listed(seen)
+        loaded = [task for task, _ in wanted]
+        self._bases.made(loaded, seen)
+        return loaded
 
     def _made(self, item: TaskText, task: Task) -> Any | None:
         """The caller's object for a task; None where its class rejects it, which is reported."""
@@ -213,8 +217,12 @@ class SchedulerPersistence(RunPersistence):
             submitted = self._adapter.to_dict(task)
             key: str = submitted["task_id"]
 
+            # As it is now: the change may be done again when the caller has gone on with it.
+            text = self._adapter.text_of(submitted)
+            frozen = decode(text)
+
             def change(stored: str) -> TaskChange:
-                return self._adapter.change(submitted, stored, base)
+                return self._adapter.change(frozen, stored, base)
 
             work = once(change)
             updated = self._switch.run(lambda store: store.update(key, work), committed=True)
@@ -222,7 +230,6 @@ class SchedulerPersistence(RunPersistence):
             if not updated:
                 set_updated_at(task, before)
         if updated:
-            text = self._adapter.text_of(submitted)
             self._bases.submitted(task, key, text, known=base is not None)
         else:
             self._unlist(key)

@@ -230,7 +230,7 @@ class WholeState:
         """What is to be written, and on the way what is lost by it."""
         lost.clear()
         for key, task in self.wanted.items():
-            text = self._texts[key] = self._adapter.strict_text_of(task)
+            task, text = self._as_submitted(key, task)
             base = self._bases.get(key)
             if key in stored:
                 change = self._adapter.change(task, stored[key], base, text)
@@ -244,6 +244,14 @@ class WholeState:
             elif self._adapter.is_edited(task, base):
                 # Somebody deleted it after the caller had loaded it.
                 lost.append(Conflict(key, "task", "later", prepared.text, _DELETED))
+
+    def _as_submitted(self, key: str, task: Task) -> tuple[Task, str | None]:
+        """A task and its text, also where the caller has gone on with the object since."""
+        text = self._texts.get(key)
+        if text is not None:
+            return decode(text), text
+        text = self._texts[key] = self._adapter.strict_text_of(task)
+        return task, text
 
     def _may_delete(self, key: str, text: str) -> bool:
         seen = self._listed is None or key in self._listed

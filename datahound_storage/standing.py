@@ -73,6 +73,10 @@ class StandingSnapshot:
         if self._changed is not None:
             self._changed |= task_keys
 
+    def note_doubt(self) -> None:
+        """Any task may be another by now than it shows."""
+        self._changed = None
+
     def unlike(self, view: TaskView) -> set[str]:
         """The tasks that it does not show as they are."""
         shown, changed = self._lines, self._changed

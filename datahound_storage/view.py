@@ -189,7 +189,12 @@ class LookingAhead:
             yield
             return
         thread = Thread(target=lambda: deque(map(self.look, noted), 0), daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            # No more threads, or the interpreter is shutting down.
+            yield
+            return
         try:
             yield
         finally:

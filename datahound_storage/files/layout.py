@@ -77,7 +77,8 @@ def digest_of_texts(digests: Iterable[bytes]) -> str:
 def text_digest(text: str) -> bytes | None:
     """The part of a task in the hash of its snapshot; None of a text in another layout."""
     is_other = not (text.startswith("{") and text.endswith("}")) or _SEPARATOR + "{" in text
-    if is_other or len(text) > _LONGEST:
+    # A reader may meet it with a part of what stands around it.
+    if is_other or len(text) > _LONGEST - len(_BETWEEN) - len(_LAST):
         return None
     return hash_of(text.encode())
 

@@ -79,12 +79,11 @@ SELECT (extract(epoch FROM greatest(
 _STATE_WIDTH = 5
 # Where the text is in a row of STORED_COLUMNS.
 _TEXT = 4
-# Who has written a text need not be sent it: its length tells that nobody else changed it on its
-# way, a trigger for instance. No JSON object begins like that.
+# Who has written a text need not be sent it. No JSON object begins like that.
 _OWN = "="
 _LESS = STORED_COLUMNS.replace(
     " task_text,",
-    f""" CASE WHEN changed_xid = %(own)s::xid8 THEN '{_OWN}' || octet_length(task_text)
+    f""" CASE WHEN changed_xid = %(own)s::xid8 AND task_text IS NOT NULL THEN '{_OWN}'
     ELSE task_text END,""",
 )
 _STATEMENTS = {
@@ -158,14 +157,11 @@ def _changes(
 
 
 def _completed(row: tuple[Any, ...], own: OwnWrites) -> tuple[Any, ...] | None:
-    """A row with its text; None where the text is not the one that was written."""
-    text = row[_TEXT]
-    if text is None or not text.startswith(_OWN):
+    """A row with its text; None where it was not written as was thought."""
+    if row[_TEXT] != _OWN:
         return row
     written = own.texts.get(row[0])
-    if written is None or text != f"{_OWN}{len(written)}":
-        return None
-    return (*row[:_TEXT], written, *row[_TEXT + 1 :])
+    return None if written is None else (*row[:_TEXT], written, *row[_TEXT + 1 :])
 
 
 def _state(connection: DeadlineConnection, row: tuple[Any, ...]) -> DatabaseState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from uuid import UUID
 
 from datahound_storage.postgres.deadline import DeadlineConnection
@@ -41,13 +42,31 @@ def forget_carried_over(connection: DeadlineConnection, mark: str) -> None:
 
 _BEGIN = f"""
 UPDATE scheduler_storage SET recent_changes = (%s || recent_changes)[1:{_MOST_TOKENS}]
-RETURNING pg_current_xact_id()::text"""
+RETURNING pg_current_xact_id()::text, pg_backend_pid(), (
+    SELECT relhasrules FROM pg_class WHERE oid = 'scheduler_tasks'::regclass) OR EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = 'scheduler_tasks'::regclass AND NOT tgisinternal
+      AND tgname <> ALL (%s))"""
+# Others could change a row on its way into the table.
+_OUR_TRIGGERS = [
+    f"scheduler_tasks_{name}"
+    for name in ("stamp", "bury", "bury_old_key", "begin_epoch", "note_filling")
+]
 
 
-def begin_change(connection: DeadlineConnection, token: UUID) -> int:
-    """Sign the caller's transaction; return its stamp."""
-    row = connection.execute(_BEGIN, (token,)).fetchone()
-    return int(row[0]) if row else 0
+class Begun(NamedTuple):
+    """A transaction: its stamp, its session, and whether somebody else's triggers or rules may
+    change what it writes.
+    """
+
+    stamp: int
+    session: int
+    is_meddled_with: bool
+
+
+def begin_change(connection: DeadlineConnection, token: UUID) -> Begun:
+    """Sign the caller's transaction."""
+    row = connection.execute(_BEGIN, (token, _OUR_TRIGGERS)).fetchone()
+    return Begun(int(row[0]), *row[1:]) if row else Begun(0, 0, True)
 
 
 def is_committed(connection: DeadlineConnection, token: UUID) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from datahound_storage.codec import (
     Json,
+    as_in_snapshot,
     decode,
     encode_lenient,
     for_jsonb,
@@ -55,7 +56,10 @@ def stored_from_row(row: tuple[Any, ...]) -> StoredTask:
 
 def text_from_row(text: str | None, edits: str | None) -> str:
     """The text of a row of TEXT_COLUMNS."""
-    return text if edits is None and text is not None else rebuild(text, json.loads(edits or ""))
+    if edits is not None or text is None:
+        text = rebuild(text, json.loads(edits or ""))
+    # Put there by hand: a snapshot is ASCII.
+    return text if text.isascii() else as_in_snapshot(text)
 
 
 def rebuild(text: str | None, edits: dict[str, Any]) -> str:

@@ -54,7 +54,9 @@ _COPY_CHANGED = f"""
 COPY incoming_tasks ({COLUMNS}, config_json, task_text) FROM STDIN (FORMAT BINARY)"""
 _NEW_COLUMNS = f"id, {COLUMNS}, config_json, task_text, timezone"
 _COPY_NEW = f"COPY {{table}} ({_NEW_COLUMNS}) FROM STDIN (FORMAT BINARY)"
-_HOW_TO_ADD = "SELECT now(), row_security_active('scheduler_tasks')"
+_HOW_TO_ADD = """
+SELECT now(), row_security_active('scheduler_tasks') OR relhasrules
+FROM pg_class WHERE oid = 'scheduler_tasks'::regclass"""
 _NEW = """
 CREATE TEMP TABLE new_tasks (
     ordinal bigint GENERATED ALWAYS AS IDENTITY, id uuid, task_key text, task_type text,
@@ -84,11 +86,11 @@ def insert_many(connection: Connection, rows: Iterable[TaskRow]) -> None:
 
     None of them may be there yet.
     """
-    now, has_policies = connection.execute(_HOW_TO_ADD).fetchone() or (None, False)
-    if not has_policies:
+    now, must_insert = connection.execute(_HOW_TO_ADD).fetchone() or (None, False)
+    if not must_insert:
         _copy_new(connection, "scheduler_tasks", rows, now)
         return
-    # COPY is refused where row-level security decides who may add what.
+    # COPY is refused where row-level security decides who may add what, and heeds no rules.
     connection.execute(_NEW)
     _copy_new(connection, "new_tasks", rows, now)
     connection.execute(_INSERT_NEW)
