@@ -30,6 +30,7 @@ DERIVED_PREFIX = "line-"
 # Logical task ids of runs whose task is not in the table.
 TASK_ID_NAMESPACE = UUID("6d1c0f0e-8a3e-5d4b-9b57-3f6a2f0c7a11")
 _LONGEST = timedelta(days=3650)
+_METADATA = ("task_name", "task_type", "duration_seconds")
 
 
 class RunRow(NamedTuple):
@@ -166,8 +167,7 @@ def row_of_new(entry: HistoryEntry, text: str) -> RunRow | None:
         line = parse_line(text)
         return None if line is None else row_of(line)
     seconds, ended_at = entry["duration_seconds"], datetime.fromisoformat(entry["timestamp"])
-    names = ("task_name", "task_type", "duration_seconds")
-    metadata = {"task_key": entry["task_id"], **{name: entry[name] for name in names}}
+    metadata = {"task_key": entry["task_id"], **{name: entry[name] for name in _METADATA}}
     return RunRow(
         id=uuid4(),
         run_id=entry["run_id"],
@@ -216,8 +216,7 @@ def _survives_jsonb(entry: HistoryEntry) -> bool:
 
 
 def _metadata_text(entry: HistoryEntry) -> str:
-    names = ("task_name", "task_type", "duration_seconds")
-    metadata = {"task_key": entry["task_id"], **{k: entry[k] for k in names if k in entry}}
+    metadata = {"task_key": entry["task_id"], **{k: entry[k] for k in _METADATA if k in entry}}
     return for_jsonb(json.dumps(metadata))
 
 
