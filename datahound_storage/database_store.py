@@ -58,7 +58,7 @@ class Owed(NamedTuple):
 
 
 # A disk that is full for days must not use up the memory as well: so many tasks are remembered.
-_MOST_OWED = 10_000
+_MOST_OWED = 50_000
 
 
 class CommittedError(DatabaseError):
@@ -145,8 +145,10 @@ class DatabaseStore:
     def change_all(self, decide: Decide) -> None:
         """Change many tasks in one transaction."""
         wanted: list[BulkChange] = []
+        held: list[int] = []
 
         def decide_changes(changes: Changes) -> BulkChange:
+            held.append(max(1, len(changes.tasks)))
             ordered = sorted(changes.tasks, key=lambda task: (task.position, task.task_key))
             wanted.append(decide([TaskText(task.task_key, task.text) for task in ordered]))
             return wanted[-1]
@@ -159,7 +161,7 @@ class DatabaseStore:
         change = wanted[-1]
         task_keys = [*change.texts, *change.delete]
         stamp = done.stamp
-        redo = Owed(stamp, lambda files: files.change_all(decide), begun, len(task_keys))
+        redo = Owed(stamp, lambda files: files.change_all(decide), begun, held[-1])
         self._follow(redo, task_keys, News(own_writes(done, change), ahead.looks, losses))
 
     def _follow(self, owed: Owed, task_keys: Sequence[str], news: News = NOTHING) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 
@@ -46,3 +47,25 @@ def test_who_has_switched_it_off_finds_it_off() -> None:
     with uncollected():
         pass
     assert not gc.isenabled()
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with uncollected():
+            inside.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(5)
+    pid = os.fork()
+    if pid == 0:
+        with uncollected():
+            pass
+        os._exit(0 if gc.isenabled() else 7)
+    leave.set()
+    thread.join()
+    assert gc.isenabled()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
