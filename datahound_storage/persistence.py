@@ -218,11 +218,12 @@ class SchedulerPersistence(RunPersistence):
             key: str = submitted["task_id"]
 
             # As it is now: the change may be done again when the caller has gone on with it.
-            text = self._adapter.text_of(submitted)
+            strict = self._adapter.strict_text_of(submitted)
+            text = strict or self._adapter.text_of(submitted)
             frozen = decode(text)
 
             def change(stored: str) -> TaskChange:
-                return self._adapter.change(frozen, stored, base)
+                return self._adapter.change(frozen, stored, base, strict)
 
             work = once(change)
             updated = self._switch.run(lambda store: store.update(key, work), committed=True)

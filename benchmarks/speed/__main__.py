@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from benchmarks.speed import memory
+from benchmarks.speed.bounds import SIZES
 from benchmarks.speed.environment import measured_on
 from benchmarks.speed.groups import GROUPS, cases
 from benchmarks.speed.measure import Case, measure
 from benchmarks.speed.results import Results, verdict
 from benchmarks.speed.screen import Screen
-from benchmarks.speed.task_cases import SIZES
 from benchmarks.speed.world import World
 from datahound_storage.testing import EmbeddedServer
 

@@ -16,14 +16,13 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 from sqlalchemy import create_engine
 
+from benchmarks.speed.bounds import OF_PEERS
 from benchmarks.speed.measure import Case
 from benchmarks.speed.task_cases import ran
 from benchmarks.speed.world import Task, World, sample_tasks, texts_of, write_snapshot
 from datahound_storage.persistence import SchedulerPersistence
 
 SIZE = 1_000
-# Half as fast again, at the least, in what both do.
-BOUND = round(1 / 1.5, 2)
 NAME = f"APScheduler {'.'.join(version('apscheduler').split('.')[:2])}"
 _FUNCTION = "benchmarks.speed.peers:run_task"
 
@@ -115,7 +114,9 @@ class PeerCases:
         self.peer.close()
 
     def case(self, operation: str, **how: Any) -> Case:
-        hook, bound = ("with the hook", None) if self._with_hook else ("hook off", BOUND)
+        hook, bound = "hook off", OF_PEERS.get(operation)
+        if self._with_hook:
+            hook, bound = "with the hook", None
         return Case(f"{operation}, {hook}", self.size, bound=bound, against=NAME, **how)
 
     def cases(self) -> Iterator[Case]:

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import psycopg
 
+from benchmarks.speed.bounds import OF_RUNS
 from benchmarks.speed.histories import copy_kept, fill, write_lines
 from benchmarks.speed.measure import BUDGET, Case, Result, measure
 from benchmarks.speed.world import World
@@ -31,7 +32,6 @@ from datahound_storage.testing import EmbeddedServer
 RUNS, FEW_RUNS = 3_000_000, 10_000
 TASKS = (100, 10_000)
 KEPT_DAYS = 60
-BOUNDS = {"log_task_execution": 1.6, "get_task_history": 1.3, "clear_old_history": 1.2}
 # What one statement of the floor deletes: more of them would take longer than 100 ms.
 FLOOR_BATCH = 5000
 
@@ -72,7 +72,7 @@ class Logging:
             before=self._pick,
             ours=self._ours,
             floor=self._floor,
-            bound=BOUNDS["log_task_execution"],
+            bound=OF_RUNS["log_task_execution"],
             most=2000,
         )
 
@@ -127,7 +127,7 @@ class History:
             ours=self._clear,
             floor=self._floor,
             # Of few runs it takes some ms, in which the preparations count.
-            bound=BOUNDS["clear_old_history"] if self.runs > FEW_RUNS else None,
+            bound=OF_RUNS["clear_old_history"] if self.runs > FEW_RUNS else None,
             most=2 if self.runs > 100_000 else 20,
         )
         self._close()
@@ -142,7 +142,7 @@ class History:
             self.runs,
             ours=lambda n: ours.get_task_history(self._key(n), 100),
             floor=lambda n: connection.execute(_FLOOR_SELECT, (self._key(n), 100)).fetchall(),
-            bound=BOUNDS["get_task_history"],
+            bound=OF_RUNS["get_task_history"],
             most=1000,
         )
 

@@ -10,30 +10,17 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.speed.bounds import OF_TASKS, SIZES
 from benchmarks.speed.floors import Floor, row_of
 from benchmarks.speed.measure import Case
 from benchmarks.speed.world import Task, World, sample_tasks, texts_of, write_snapshot
 from datahound_storage.codec import encode
 from datahound_storage.persistence import SchedulerPersistence
 
-# By the number of tasks: 100, 1,000, 10,000, 100,000.
-SIZES = (100, 1_000, 10_000, 100_000)
-BOUNDS: dict[str, tuple[float, float, float, float]] = {
-    "add_task": (1.5, 1.3, 1.2, 1.1),
-    "update_task": (1.5, 1.3, 1.2, 1.1),
-    "delete_task": (1.5, 1.3, 1.2, 1.1),
-    "get_task": (2, 2, 2, 2),
-    "load_tasks, changed by another process": (1.3, 1.2, 1.2, 1.2),
-    "load_tasks": (1, 0.7, 0.7, 0.7),
-    "get_active_tasks": (1, 0.7, 0.7, 0.7),
-    "save_tasks, all changed": (2, 1.5, 1.4, 1.4),
-    "first import": (1.5, 1.4, 1.3, 1.3),
-}
-
 
 def bound_of(operation: str, size: int) -> float | None:
     """The most that the ratio may be, None for other sizes than those of the table."""
-    return BOUNDS[operation][SIZES.index(size)] if size in SIZES else None
+    return OF_TASKS[operation][SIZES.index(size)] if size in SIZES else None
 
 
 def ran(task: Task, number: int) -> Task:

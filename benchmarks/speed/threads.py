@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from benchmarks.speed.bounds import OF_THREADS
 from benchmarks.speed.measure import Case
 from benchmarks.speed.task_cases import ran
 from benchmarks.speed.world import Task, World, sample_tasks, texts_of, write_snapshot
@@ -14,8 +15,6 @@ from datahound_storage.persistence import SchedulerPersistence
 SIZE, THREADS = 10_000, 16
 # Seconds of each slice: one with all threads, one with a single one, and so on.
 SLICE = 2.0
-# Five times as many acknowledged updates in a second.
-BOUND = 0.2
 
 
 class ThreadCases:
@@ -42,7 +41,7 @@ class ThreadCases:
             self.size,
             ours=lambda _: self.seconds_for_each(THREADS),
             floor=lambda _: self.seconds_for_each(1),
-            bound=BOUND,
+            bound=OF_THREADS,
             against="one thread",
             self_timed=True,
         )
