@@ -7,7 +7,7 @@ SOAK_EXAMPLES ?= 10000
 BENCH_JSON ?= bench.json
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak scaling bench bench-check lint format revision drift clean
+.PHONY: help install demo test soak scaling bench bench-check profile lint format revision drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench: install ## measure what docs/performance.md says, into BENCH_JSON (BENCH_
 
 bench-check: install ## fail where an operation takes longer, beside its floor, than promised
 	@$(BIN)/python -m benchmarks.speed --check --groups tasks runs threads peers $(BENCH_ARGS)
+
+profile: install ## where the time of an operation goes (PROFILE_ARGS="--only update_task")
+	@$(BIN)/python -m benchmarks.speed.profiling $(PROFILE_ARGS)
 
 lint: install ## format, lint, types, layers, and drift between tables and revisions
 	@$(BIN)/ruff format --check .
