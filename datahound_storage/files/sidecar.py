@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -156,7 +157,9 @@ class Previous:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # Nothing was written through it: a failure takes nothing back that was done.
+            with suppress(OSError):
+                self._file.close()
 
     def content(self) -> bytes | None:
         """Its bytes, None where there was none. Raises FileStoreError."""

@@ -72,8 +72,8 @@ def test_trimming_a_long_history(base: Path) -> None:
     paths = paths_with(base, 200_000)
     act = "FileStore(paths, 5).trim_before(datetime.now(UTC) - timedelta(days=30))"
     assert growth(paths, act) < BOUND
-    # Some seconds have passed.
-    assert 99_990 < len(paths.history_file.read_bytes().splitlines()) <= 100_000
+    # Some minutes may have passed since this module was read.
+    assert 99_000 < len(paths.history_file.read_bytes().splitlines()) <= 100_000
 
 
 def test_comparing_a_long_history_with_a_table_that_has_it(base: Path, migrated_url: str) -> None:
