@@ -70,7 +70,7 @@ _MARK = "/"
 
 def parts_of(half: str) -> tuple[list[str], list[str]]:
     """The hashes in that of a half, and what else is in it: the scheduler's has a status."""
-    parts = half.split(_MARK, 2)
+    parts = half.split(_MARK)
     return parts[:2], parts[2:]
 
 

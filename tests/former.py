@@ -117,6 +117,18 @@ class World:
             kept = json.dumps({mark: [when, json.dumps(told)]})
             connection.execute("UPDATE scheduler_storage SET carried_over = %s", (kept,))
 
+    def remembered(self) -> set[str]:
+        """The tasks of which the database remembers what a meeting carried over."""
+        query = "SELECT value ->> 1 FROM scheduler_storage, jsonb_each(carried_over)"
+        with psycopg.connect(self.url) as connection:
+            found = connection.execute(query).fetchall()
+        return {key for (text,) in found for key in json.loads(text)["tasks"]}
+
+    def move(self) -> None:
+        """As if the database had been moved to another cluster since."""
+        told = json.loads(self.paths.sidecar_file.read_bytes())
+        self.paths.sidecar_file.write_text(json.dumps({**told, "incarnation": "another"}))
+
     def edit(self, change: Callable[[Tasks], Tasks]) -> None:
         """What old code makes of the snapshot."""
         OldCode(self._base).save(change(OldCode(self._base).load()))

@@ -143,6 +143,17 @@ def test_files_that_nobody_changed_are_taken_for_ours(world: World) -> None:
     assert not read_files(replace(from_environment(), data_dir=world.data_dir)).is_ours
 
 
+def test_a_database_that_was_moved_to_another_cluster_is_not_taken_for_an_older_one(
+    world: World,
+) -> None:
+    world.fill().close()
+    world.upgrade()
+    world.move()
+    world.set("a", name="mine")
+    world.set_there("b", run_count=1)
+    assert world.meet() == [("a", "mine", 0), ("b", "Task b", 1), C]
+
+
 class CrashError(BaseException):
     """The process dies."""
 
@@ -220,6 +231,7 @@ def test_a_meeting_that_could_not_be_shown_is_remembered(
     world.edit(lambda tasks: [{**tasks[0], "name": "mine"}, tasks[2]])
     with no_room_for_snapshots():
         world.meet()
+    assert world.remembered() == {"a", "b"}
     if met_by == "before":
         world.upgrade()
         world.remember_as_before()

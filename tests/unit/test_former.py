@@ -17,6 +17,9 @@ from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.files_side import FilesSide
 from datahound_storage.former import Translation, with_digest_of_now
 from datahound_storage.halves import former_hashes_of, hashes_of, same_half
+from datahound_storage.postgres.changes import Changes, DatabaseState
+from datahound_storage.postgres.stored import StoredTask
+from datahound_storage.postgres.watermark import Watermark
 from datahound_storage.standing import StandingSnapshot
 from tests.former import former_digest, former_hashes
 from tests.scheduler import make_task
@@ -121,6 +124,24 @@ def test_what_is_remembered_of_a_meeting_is_translated() -> None:
 def test_what_a_later_version_remembers_is_not_understood() -> None:
     value = json.loads(CarriedOver(5, {}, {}, None).encode())
     assert CarriedOver.decode(json.dumps({**value, "format": 3})) is None
+
+
+def reading(identity: str, *tasks: dict[str, Any]) -> Changes:
+    state = DatabaseState(identity, "7391", 1, True, Watermark.parse("1:1:"))
+    stored = [StoredTask(task["task_id"], 1, 1, 1, json.dumps(task)) for task in tasks]
+    return Changes(state, True, stored, [], 1)
+
+
+def test_it_is_translated_by_each_reading_of_the_database_that_it_is_of() -> None:
+    header = SidecarHeader(database="5a1d")
+    side = FilesSide(snapshot.Snapshot(), Sidecar(header, {"a": former(A)}, format=1))
+    for task in (B, A):
+        changes = reading("5a1d", task)
+        assert side.translation(changes) is side.translation(changes)
+        known = side.known(changes)
+        assert known is not None
+        assert (known.tasks["a"] == hashes_of(A)) is (task is A)
+    assert side.known(reading("another", A)) is None
 
 
 CONTENTS = {
