@@ -129,7 +129,7 @@ def _to_remember(
 
 
 def _told(side: FilesSide, changes: Changes) -> str | None:
-    known = side.sidecar if side.is_of(changes) else None
+    known = side.known(changes)
     shown = side.hashes
     reordered = known is not None and _base(known).was_reordered(shown)
     carried = carried_over(known, side.snapshot, shown, changes.newest_us, reordered=reordered)
@@ -156,10 +156,7 @@ def plan_meeting(
             check_belongs(side, changes, dal, paths)
         if side.is_as_written_for(changes) and carried is None:
             return Plan()
-    known = side.sidecar if side.is_of(changes) else None
-    known = known if carried is None else carried.added_to(known)
-    if not changes.state.filled or keep is not None:
-        known = None
+    known = _last_equal(side, changes, carried) if changes.state.filled and keep is None else None
     base = None if known is None else _base(known)
     files = {i.task_key: Version(i.task_key, i.text) for i in side.snapshot.items}
     ordered = sorted(changes.tasks, key=lambda stored: (stored.position, stored.task_key))
@@ -185,6 +182,13 @@ def plan_meeting(
         buried=_buried(tombstones, known) if known is not None else {},
         was_emptied=known is not None and known.header.epoch != changes.state.epoch,
     ).plan()
+
+
+def _last_equal(side: FilesSide, changes: Changes, carried: CarriedOver | None) -> Sidecar | None:
+    known = side.known(changes)
+    if carried is None:
+        return known
+    return carried.translated(side.translation(changes)).added_to(known)
 
 
 def _buried(tombstones: Mapping[str, Tombstone], known: Sidecar) -> dict[str, str | None]:
@@ -218,6 +222,7 @@ def waiting_tasks(paths: StatePaths) -> int | None:
     if known.header.recognises(found.digest, found.signature):
         return 0
     shown = side.hashes
+    known = side.translation(None).sidecar(known)
     base = _base(known)
     changed = sum(not base.had_exactly(key, hashes) for key, hashes in shown.items())
     return changed + len(known.tasks.keys() - shown.keys())

@@ -49,8 +49,8 @@ def is_another(side: FilesSide, changes: Changes) -> bool:
 
 def shows_newer(side: FilesSide, changes: Changes, dal: StorageDAL) -> bool:
     """Whether the snapshot shows a newer state of this database than the database has."""
-    known = side.sidecar
-    if known is None or not side.is_of(changes) or not changes.state.filled:
+    known = side.known(changes) if changes.state.filled else None
+    if known is None:
         return False
     return is_older(changes, known.header, known.tasks, dal)
 

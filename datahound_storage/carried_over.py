@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
+from datahound_storage.files.sidecar import FORMAT, FORMER, Hashes, Sidecar, SidecarHeader
 from datahound_storage.files.snapshot import Snapshot
+from datahound_storage.former import Translation
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,14 @@ class CarriedOver:
 
     `newest_us`: the time of the database's newest change. `tasks`: the hashes where they are not
     those of the sidecar, None for tasks that were gone. `seen`: how many notes there were on each
-    task. `order`: of all tasks, if it was changed.
+    task. `order`: of all tasks, if it was changed. `format`: of the hashes, as in a sidecar.
     """
 
     newest_us: int
     tasks: dict[str, Hashes | None]
     seen: dict[str, int]
     order: list[str] | None
+    format: int = FORMAT
 
     def encode(self) -> str:
         """As the database keeps it."""
@@ -40,7 +42,9 @@ class CarriedOver:
         try:
             value = orjson.loads(text or "")
             tasks = {key: pair and (pair[0], pair[1]) for key, pair in value.pop("tasks").items()}
-            return cls(tasks=tasks, **value)
+            # The version with the former hashes named no format.
+            found = cls(tasks=tasks, **{"format": FORMER, **value})
+            return found if found.format in (FORMER, FORMAT) else None
         except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError, IndexError):
             return None
 
@@ -48,6 +52,12 @@ class CarriedOver:
     def is_empty(self) -> bool:
         """Whether the files were as their sidecar says."""
         return not self.tasks and not self.seen and self.order is None
+
+    def translated(self, translation: Translation) -> CarriedOver:
+        """The same in the hashes of this version."""
+        if self.format == FORMAT:
+            return self
+        return replace(self, tasks=translation.hashes(self.tasks), format=FORMAT)
 
     def added_to(self, known: Sidecar | None) -> Sidecar:
         """The sidecar as it would be, had it been written after the meeting."""

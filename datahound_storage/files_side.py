@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 
 from datahound_storage.errors import FileStoreError
 from datahound_storage.files import atomic, sidecar, snapshot
 from datahound_storage.files.paths import StatePaths
-from datahound_storage.files.sidecar import Hashes, Sidecar
+from datahound_storage.files.sidecar import FORMAT, Hashes, Sidecar
 from datahound_storage.files.snapshot import Snapshot, SnapshotItem
+from datahound_storage.former import Translation, with_digest_of_now
 from datahound_storage.halves import hashes_of
 from datahound_storage.postgres.changes import Changes
 from datahound_storage.writes import PreparedTask
@@ -30,6 +32,7 @@ class FilesSide:
     sidecar: Sidecar | None
     mark: str | None = None
     _hashed: dict[str, Hashes] = field(default_factory=dict, repr=False, compare=False)
+    _translated: tuple[Changes, Translation] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def hashes(self) -> dict[str, Hashes]:
@@ -45,7 +48,9 @@ class FilesSide:
 
     def _is_described_by(self, known: Sidecar) -> bool:
         # One that was settled may name this content, and tell of the one before.
-        return known.header.file is not None and known.header.after == self.snapshot.digest
+        header = known.header
+        is_of_it = header.file is not None and header.after == self.snapshot.digest
+        return is_of_it and known.format == FORMAT
 
     def look(self, prepared: PreparedTask) -> None:
         """Hash a task of the snapshot, as there is time for it now."""
@@ -73,6 +78,22 @@ class FilesSide:
         """Whether the sidecar speaks of this database."""
         return self.sidecar is not None and self.sidecar.header.database == changes.state.identity
 
+    def known(self, changes: Changes) -> Sidecar | None:
+        """The sidecar, in the hashes of this version, if it speaks of this database."""
+        if self.sidecar is None or not self.is_of(changes):
+            return None
+        return self.translation(changes).sidecar(self.sidecar)
+
+    def translation(self, changes: Changes | None) -> Translation:
+        """From hashes of format 1, for what is in the files, and in the database if it is known."""
+        in_files = (item.text for item in self.snapshot.items)
+        if changes is None:
+            return Translation(in_files)
+        if self._translated is None or self._translated[0] is not changes:
+            in_database = (task.text for task in changes.tasks)
+            self._translated = (changes, Translation(chain(in_files, in_database)))
+        return self._translated[1]
+
     def shows_the_same(self, changes: Changes) -> bool:
         """Whether the snapshot shows what is in the database, to the letter."""
         in_files = {item.task_key: item.text for item in self.snapshot.items}
@@ -98,8 +119,10 @@ def look_at_files(paths: StatePaths, found: Snapshot | None = None) -> FilesSide
     """Snapshot (`found`, if it was read already) and sidecar as they are. Raises FileStoreError."""
     found = found or snapshot.read(paths.tasks_file)
     known = sidecar.read(paths.sidecar_file)
-    unpublished = atomic.unpublished(paths.tasks_file)
-    return FilesSide(found, known and known.settled(unpublished), _mark(paths))
+    if known is not None:
+        settled = known.settled(atomic.unpublished(paths.tasks_file))
+        known = with_digest_of_now(settled, found, paths.tasks_file)
+    return FilesSide(found, known, _mark(paths))
 
 
 def _mark(paths: StatePaths) -> str | None:

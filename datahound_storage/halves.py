@@ -55,7 +55,28 @@ def hashes_of(task: Task, *, is_finite: bool = False) -> tuple[str, str]:
     return hashed[0], _MARK.join((hashed[1], hashed[2], "" if status is None else str(status)))
 
 
+def former_hashes_of(task: Task) -> tuple[str, str]:
+    """The hashes as sidecars of format 1 have them."""
+    halves = halves_of(task)
+    scheduler = {k: v for k, v in halves.scheduler.items() if k not in ("updated_at", "status")}
+    status = halves.scheduler.get("status")
+    stamp = _former_hash({k: v for k, v in halves.scheduler.items() if k == "updated_at"})
+    parts = (_former_hash(scheduler), stamp, "" if status is None else str(status))
+    return _former_hash(halves.operator), _MARK.join(parts)
+
+
 _MARK = "/"
+
+
+def parts_of(half: str) -> tuple[list[str], list[str]]:
+    """The hashes in that of a half, and what else is in it: the scheduler's has a status."""
+    parts = half.split(_MARK)
+    return parts[:2], parts[2:]
+
+
+def of_parts(hashes: list[str], rest: list[str]) -> str:
+    """The hash of a half from its `parts_of`."""
+    return _MARK.join((*hashes, *rest))
 
 
 def same_half(left: str, right: str) -> bool:
@@ -70,6 +91,11 @@ def same_half(left: str, right: str) -> bool:
 def _hash(half: Task, is_finite: bool) -> str:
     """A short hash, the same whatever the order of the keys."""
     return blake2b(_canonical(half, is_finite), digest_size=8).hexdigest()
+
+
+def _former_hash(half: Task) -> str:
+    canonical = json.dumps(half, sort_keys=True, default=str)
+    return blake2b(canonical.encode("ascii"), digest_size=8).hexdigest()
 
 
 def _canonical(half: Task, is_finite: bool) -> bytes:

@@ -48,6 +48,8 @@ class StandingSnapshot:
         theirs = sidecar.read(self._paths.sidecar_file)
         if found is None or theirs is None or theirs.header.file != found:
             return False
+        if theirs.format != sidecar.FORMAT:
+            return False  # a meeting understands it
         self.header = theirs.header
         self._lines = {key: task_line(key, hashes) for key, hashes in theirs.tasks.items()}
         self._changed = None

@@ -3,6 +3,8 @@
 It is written, durably, before the snapshot is renamed, and names the hash of the old and of the new
 snapshot, so that either is recognised as ours after a crash. The first line is small and can be
 read alone; the rest holds the two hashes of each task.
+
+Format 1 hashed tasks and snapshots otherwise. It is understood, and kept by who only adds to it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import orjson
 from datahound_storage.codec import decode
 from datahound_storage.files import atomic
 from datahound_storage.files.lock import cannot
-from datahound_storage.halves import hashes_of
+from datahound_storage.halves import former_hashes_of, hashes_of
 
-FORMAT = 2
+FORMER, FORMAT = 1, 2
 Hashes = tuple[str, str]
 
 
@@ -60,13 +62,14 @@ class Sidecar:
     """What a sidecar says: `tasks` of the new snapshot, `previous` where the old one differs.
 
     `shown_since` are versions that the files showed after that, and which the database may have;
-    None stands for a deletion that it may have done as well.
+    None stands for a deletion that it may have done as well. All hashes are those of `format`.
     """
 
     header: SidecarHeader
     tasks: dict[str, Hashes] = field(default_factory=dict)
     previous: dict[str, Hashes | None] = field(default_factory=dict)
     shown_since: dict[str, list[Hashes | None]] = field(default_factory=dict)
+    format: int = FORMAT
 
     def settled(self, unpublished: atomic.Signature | None) -> Sidecar:
         """Without `previous`, as one of the two snapshots stands, or stood when it was changed.
@@ -128,9 +131,10 @@ def encode(
     lines: Iterable[str],
     previous: dict[str, Hashes | None],
     shown_since: dict[str, list[Hashes | None]] | None = None,
+    form: int = FORMAT,
 ) -> bytes:
     """The bytes of a sidecar."""
-    value = {"format": FORMAT, **header.__dict__, "previous": previous}
+    value = {"format": form, **header.__dict__, "previous": previous}
     first = orjson.dumps(value | ({"shown_since": shown_since} if shown_since else {}))
     joined = ",\n".join(lines).encode()
     return b"".join((first[:-1], b',"tasks":{\n', joined, b"\n}}\n"))
@@ -191,15 +195,17 @@ def note_shown(path: Path, texts: Mapping[str, str | None]) -> None:
     known = read(path)
     if known is None or not texts:
         return
+    hashed = hashes_of if known.format == FORMAT else former_hashes_of
     shown = {key: [*known.shown_since.get(key, ())] for key in texts}
     for key, text in texts.items():
-        shown[key].append(None if text is None else hashes_of(decode(text)))
+        shown[key].append(None if text is None else hashed(decode(text)))
     _rewrite(path, replace(known, shown_since={**known.shown_since, **shown}))
 
 
 def _rewrite(path: Path, known: Sidecar) -> None:
     lines = (task_line(key, hashes) for key, hashes in known.tasks.items())
-    atomic.replace(path, encode(known.header, lines, known.previous, known.shown_since))
+    encoded = encode(known.header, lines, known.previous, known.shown_since, known.format)
+    atomic.replace(path, encoded)
 
 
 def begin(path: Path) -> None:
@@ -238,7 +244,8 @@ def read(path: Path) -> Sidecar | None:
         return None
     try:
         value = orjson.loads(found)
-        if value.pop("format") != FORMAT:
+        form = value.pop("format")
+        if form not in (FORMER, FORMAT):
             return None
         tasks = {key: (str(a), str(b)) for key, (a, b) in value.pop("tasks").items()}
         previous = {k: v and (str(v[0]), str(v[1])) for k, v in value.pop("previous").items()}
@@ -247,7 +254,7 @@ def read(path: Path) -> Sidecar | None:
             for key, shown in value.pop("shown_since", {}).items()
         }
         header = _header(value)
-        return Sidecar(header, tasks, previous, since) if header.database else None
+        return Sidecar(header, tasks, previous, since, form) if header.database else None
     except (orjson.JSONDecodeError, TypeError, ValueError, KeyError, AttributeError, IndexError):
         # It is made to be disposable: without it the sides meet as strangers, nothing is deleted.
         return None

@@ -8,6 +8,8 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -86,6 +88,21 @@ def read(path: Path, known: Snapshot | None = None) -> Snapshot:
     except OSError as error:
         raise cannot("read", path, error) from error
     return replace(found, signature=before)
+
+
+def former_digest(path: Path, signature: atomic.Signature | None) -> str | None:
+    """What sidecars of format 1 call the content of a file; None if it is not that file any more.
+
+    Raises FileStoreError.
+    """
+    try:
+        with path.open("rb") as file:
+            found = file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    return found if atomic.signature(path) == signature else None
 
 
 def _read_any(content: bytes) -> Snapshot:

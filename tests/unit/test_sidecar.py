@@ -11,6 +11,7 @@ from datahound_storage.files import sidecar
 from datahound_storage.files.atomic import Signature
 from datahound_storage.files.sidecar import Hashes, Sidecar, SidecarHeader
 from datahound_storage.halves import hashes_of
+from tests.former import former_hashes
 
 HEADER = SidecarHeader(
     database="5a1d",
@@ -99,7 +100,9 @@ def test_a_sidecar_torn_at_any_byte_is_none(path: Path) -> None:
         b"\xff\xfe",
         b"\x00" * 100,
         b"[" * 100_000,
-        encoded().replace(b'"format":2', b'"format":1'),
+        encoded().replace(b'"format":2', b'"format":3'),
+        encoded().replace(b'"format":2', b'"format":0'),
+        encoded().replace(b'"format":2', b'"format":[1]'),
         encoded().replace(b'"format":2', b'"unknown":2'),
         encoded().replace(b'"database"', b'"data_base"'),
         encoded().replace(b'"previous":{', b'"previous":7,"x":{'),
@@ -155,6 +158,22 @@ def test_what_the_files_showed_since_is_taken_down_and_the_rest_stays(path: Path
     assert known.shown_since == {"t1": shown, "added": shown[:1]}
     assert (known.header, known.tasks) == (HEADER, TASKS)
     assert known.previous == {"t1": ("07", "08"), "new": None}
+
+
+def test_what_is_added_to_a_former_one_is_of_its_format(path: Path) -> None:
+    content = encoded(replace(HEADER, file=(11, 7, 3))).replace(b'"format":2', b'"format":1')
+    path.write_bytes(content)
+    text = task_text(name="two")
+    sidecar.note_shown(path, {"t1": text, "gone": None})
+    shown = {"t1": [tuple(former_hashes(json.loads(text)))], "gone": [None]}
+    known = sidecar.read(path)
+    assert known is not None
+    assert (known.format, known.tasks, known.shown_since) == (1, TASKS, shown)
+    sidecar.settle(path, Signature(11, 7, 3))
+    settled = sidecar.read(path)
+    assert settled is not None
+    assert (settled.format, settled.previous, settled.shown_since) == (1, {}, shown)
+    assert settled.tasks["t1"] == ("07", "08")
 
 
 def test_without_a_sidecar_none_is_made(path: Path) -> None:
