@@ -60,6 +60,8 @@ class TaskView:
         self.state: DatabaseState | None = None
         self.newest_us = 0
         self._entries: dict[str, Entry] = {}
+        # The tasks whose text has no digest.
+        self._odd: set[str] = set()
         self._last_place = (-(2**63), "")
         self._sorted = True
 
@@ -82,6 +84,10 @@ class TaskView:
         """Take in a task; return whether it is another than before."""
         old = self._entries.get(stored.task_key)
         entry = self._entries[stored.task_key] = _entry(stored, old, look)
+        if entry.digest is None:
+            self._odd.add(stored.task_key)
+        else:
+            self._odd.discard(stored.task_key)
         if old is None:
             self._sorted = self._sorted and entry.place > self._last_place
             self._last_place = max(self._last_place, entry.place)
@@ -98,6 +104,7 @@ class TaskView:
             gone = [key for key, _ in changes.deleted if key in self._entries]
         for key in gone:
             del self._entries[key]
+            self._odd.discard(key)
         return set(gone)
 
     def _sort(self) -> None:
@@ -127,8 +134,9 @@ class TaskView:
 
     def digest(self) -> str | None:
         """The digest of a snapshot that shows them; None where only its content can tell."""
-        digests = list(map(_digest, self._entries.values()))
-        return None if None in digests else layout.digest_of_texts(digests)
+        if self._odd:
+            return None
+        return layout.digest_of_texts(map(_digest, self._entries.values()))
 
     def line(self, task_key: str) -> str | None:
         """The line of a task in the sidecar, None where there is no such task."""

@@ -77,6 +77,12 @@ def test_a_text_in_another_layout_has_no_digest_of_its_own() -> None:
     odd = StoredTask("a", 1, 1, 1, ' {"task_id": "a"}')
     view.apply(reading(odd, full=True))
     assert view.digest() is None
+    view.apply(reading(deleted=("a",)))
+    assert view.digest() == layout.digest(b"[]")
+    view.apply(reading(odd))
+    assert view.digest() is None
+    view.apply(reading(stored("a", 1)))
+    assert view.digest() is not None
     inner = '{"task_id": "a", "x": [1,\n  {}]}'
     assert layout.text_digest(inner) is None
 
