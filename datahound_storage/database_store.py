@@ -16,6 +16,7 @@ from datahound_storage.dal import StorageDAL, own_writes
 from datahound_storage.errors import (
     DatabaseError,
     FileStoreError,
+    LockedError,
     LockTimeoutError,
     PruneRunningError,
 )
@@ -259,7 +260,7 @@ class DatabaseStore:
         cutoff = self._dal.now() - timedelta(days=days)
         try:
             removed = self._dal.purge_task_runs(older_than=cutoff)
-        except PruneRunningError as error:
+        except (PruneRunningError, LockedError) as error:
             log.warning("the history was not trimmed by this call: %s", error)
             return 0
         self._try_files(lambda: self._files.trim_before(cutoff))

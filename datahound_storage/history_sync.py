@@ -6,12 +6,19 @@ what it finds is streamed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from datahound_storage.dal import StorageDAL
-from datahound_storage.errors import FileStoreError, LockTimeoutError, PruneRunningError
+from datahound_storage.errors import (
+    FileStoreError,
+    LockedError,
+    LockTimeoutError,
+    PruneRunningError,
+)
 from datahound_storage.files import history
 from datahound_storage.files.history import Mark
 from datahound_storage.files.lock import locked
@@ -62,12 +69,14 @@ class _Meeting:
 
     def hold(self, patience: float, *, goes_on: bool) -> Mark:
         """Carry over both ways; the place up to which both have all."""
-        with Spool(self._paths.history_file.parent) as spool:
-            self._spool = spool
+        directory = self._paths.history_file.parent
+        with Spool(directory) as spool, Spool(directory) as missing:
+            self._spool, self._missing = spool, missing
             if self._shown.is_empty:
                 self._dal.read_runs(self._keep)
             else:
-                self._dal.compare_runs(self._shown, self._add, self._keep)
+                self._dal.compare_runs(self._shown, self._note, self._keep)
+                self._add()
             place = self._shown.marks[-1]
             try:
                 if self._problem is not None:
@@ -84,9 +93,21 @@ class _Meeting:
             raise FilesChangedError(f"{self._paths.history_file} was trimmed meanwhile.")
         return place
 
-    def _add(self, found: Iterator[tuple[Any, ...]]) -> None:
+    def _note(self, found: Iterator[tuple[Any, ...]]) -> None:
+        """Set aside where the lines stand that the table lacks.
+
+        They are inserted when the transaction of the comparison has ended: somebody who waits for
+        the table in between would wait for that, and the insertion for him.
+        """
+        try:
+            self._missing.fill(json.dumps(row) for row in found)
+        except FileStoreError as error:
+            self._problem = error
+
+    def _add(self) -> None:
         """Insert the runs of lines that the table lacks."""
-        lines = self._shown.lines_at(Place(*row) for row in found)
+        noted = (text for texts in self._missing.batches(_AT_ONCE) for text in texts)
+        lines = self._shown.lines_at(Place(*json.loads(text)) for text in noted)
         added = self._dal.add_runs(row_of(line) for line in lines if self._is_kept(line))
         if added:
             log.info("carried over from the history file: %s", counted(added, "run"))
@@ -118,6 +139,7 @@ class _Meeting:
         now = history.mark(path)
         if place.inode and (now.inode != place.inode or now.size < place.size):
             raise FilesChangedError(f"{path} was trimmed meanwhile.")
+        self._check_named(place if place.inode == now.inode else Mark(0, 0))
         self._since.update((line.run_id, line) for line in history.lines_after(path, place))
         # Read now: what is trimmed from here on is trimmed from these lines too.
         self._cutoff = _latest(
@@ -126,6 +148,18 @@ class _Meeting:
         wanted = [text for text in texts if self._is_wanted(text)]
         history.append(path, wanted, durable=True)
         return _after(history.mark(path), now, wanted), len(wanted)
+
+    def _check_named(self, place: Mark) -> None:
+        """Lines that came since and have no id: they may be some that were read, moved.
+
+        The older code writes the file anew in its place, and for a moment it is empty.
+        """
+        path = self._paths.history_file
+        # A last line without its end was read, and stands after the place.
+        for text in islice(history.texts(path, place.size), int(self._shown.is_torn), None):
+            line = parse_line(text)
+            if line is not None and not line.run_id:
+                raise FilesChangedError(f"{path} was written by somebody else meanwhile.")
 
     def _is_wanted(self, text: str) -> bool:
         line = parse_line(text)
@@ -160,5 +194,5 @@ def _repeat_trim(dal: StorageDAL, paths: StatePaths) -> None:
     if trimmed is not None:
         try:
             dal.purge_task_runs(older_than=trimmed, patience=dal.database.timeout)
-        except PruneRunningError as error:
+        except (LockedError, PruneRunningError) as error:
             log.warning("runs that the files have trimmed may stay for now: %s", error)

@@ -8,6 +8,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from psycopg import errors as pg
+
 from datahound_storage.errors import InvalidTaskError
 from datahound_storage.mapping import run_record
 from datahound_storage.postgres import run_compare, run_table
@@ -91,12 +93,23 @@ class RunDAL:
     ) -> None:
         """Compare the table with what history files show, both streamed.
 
-        `only_shown` gets (file, place, run id) of the lines that the table lacks; it may insert
-        them. `only_stored` then gets the runs that ended and that no line shows, oldest first. Both
-        are called again, from the start, after a connection that broke.
+        `only_shown` gets (file, place, run id) of the lines that the table lacks. `only_stored`
+        then gets the runs that ended and that no line shows, oldest first. Both are called again,
+        from the start, after a connection that broke.
         """
 
         def compare(connection: DeadlineConnection) -> None:
+            try:
+                compare_there(connection)
+            except pg.InsufficientPrivilege:
+                # A role that may not make temporary tables: in memory, then.
+                blocks = shown.rows(connection.info.encoding)
+                with connection.transaction():
+                    found = run_compare.compare_here(connection, blocks)
+                    only_shown(iter(found.only_shown))
+                    only_stored(found.only_stored)
+
+        def compare_there(connection: DeadlineConnection) -> None:
             with connection.transaction():
                 blocks = shown.rows(connection.info.encoding)
                 run_compare.load_shown(connection, blocks)

@@ -47,7 +47,7 @@ class ShownRuns:
 
     def __init__(self, paths: Sequence[Path], files: Sequence[BinaryIO | None]) -> None:
         self._paths, self._files = paths, files
-        self.has_unnamed, self.is_empty = False, True
+        self.has_unnamed, self.is_empty, self.is_torn = False, True, False
         self.marks: list[Mark] = []
         for path, file in zip(paths, files, strict=True):
             with _reading(path):
@@ -61,7 +61,7 @@ class ShownRuns:
         Afterwards `marks` has the end of each file, but for a last line without its end. Raises
         FileStoreError.
         """
-        self.has_unnamed = False
+        self.has_unnamed = self.is_torn = False
         for number, file in enumerate(self._files):
             if file is not None:
                 yield from self._rows_of(number, file, encoding)
@@ -69,7 +69,7 @@ class ShownRuns:
     def _rows_of(self, number: int, file: BinaryIO, encoding: str) -> Iterator[bytes]:
         with _reading(self._paths[number]):
             file.seek(0)
-        place = 0
+        place, self.is_torn = 0, False
         for block in blocks(file):
             rows: list[bytes] = []
             for line in lines_of(block):
@@ -84,6 +84,7 @@ class ShownRuns:
                 # Torn, or not written to its end yet: whoever looks later takes it from its start,
                 # and what is written by now is not taken for another line.
                 place -= len(line) + 1
+                self.is_torn = True
                 break
         self.marks[number] = Mark(self.marks[number].inode, place)
 

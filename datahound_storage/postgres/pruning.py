@@ -106,18 +106,22 @@ def prune_batch(
     """
     values = {**place._asdict(), "cutoff": cutoff, "keep_last": keep_last, "size": size}
     try:
-        row = _prune(connection, prune_statement(keep_last, careful=False), values)
+        row = _prune(
+            connection, prune_statement(keep_last, careful=False), values, LOCK_MILLISECONDS
+        )
     except pg.LockNotAvailable:
-        row = _prune(connection, prune_statement(keep_last, careful=True), values)
+        # It leaves the rows that somebody holds: what it waits for is the table.
+        longest = round(STATEMENT_SECONDS * 1000)
+        row = _prune(connection, prune_statement(keep_last, careful=True), values, longest)
     seen, deleted, in_use, ended_at, seq = row or (0, 0, 0, None, None)
     return Batch(seen, deleted, in_use, Place(ended_at, seq) if ended_at else place)
 
 
-def _prune(connection: Connection, statement: str, values: dict[str, Any]) -> Any:
+def _prune(connection: Connection, statement: str, values: dict[str, Any], patience: int) -> Any:
     # In another isolation a run that somebody has just changed would be an error.
     begin = (
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-        f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS};"
+        f"SET LOCAL lock_timeout = {patience};"
         f"SET LOCAL statement_timeout = {round(STATEMENT_SECONDS * 1000)}"
     )
     with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:

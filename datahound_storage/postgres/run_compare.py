@@ -6,12 +6,22 @@ pooler that gives a session for no longer.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import psycopg
 
-from datahound_storage.postgres.run_table import ENDED, ROW, StoredRun, stored_run, streamed
+from datahound_storage.postgres.run_table import (
+    ENDED,
+    ROW,
+    StoredRun,
+    ended_runs,
+    stored_run,
+    streamed,
+)
 
 Connection = psycopg.Connection[Any]
 
@@ -43,6 +53,13 @@ WHERE r.finished_at IS NOT NULL
 ORDER BY {ENDED}, r.seq"""
 
 
+_IDS = b"SELECT run_id FROM scheduler_runs WHERE run_id IS NOT NULL"
+_NULL = b"\\N"
+# As COPY spells what a text may hold.
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+
+
 def load_shown(connection: Connection, blocks: Iterable[bytes]) -> None:
     """Fill the temporary table, in the transaction that the caller has begun."""
     connection.execute(_BEGIN, prepare=False)
@@ -61,6 +78,32 @@ def name_unnamed(connection: Connection) -> None:
 def analyze(connection: Connection) -> None:
     """Tell the planner how much was loaded."""
     connection.execute(b"ANALYZE shown_runs")
+
+
+class Compared(NamedTuple):
+    """What the comparison found; `only_stored` is streamed, in the transaction of the caller."""
+
+    only_shown: list[tuple[int, int, str]]
+    only_stored: Iterator[StoredRun]
+
+
+def compare_here(connection: Connection, blocks: Iterable[bytes]) -> Compared:
+    """As the statements do it, without a temporary table: the ids are in memory meanwhile."""
+    stored = {row[0] for row in connection.execute(_IDS)}
+    found, named, numbers = [], set(), Counter[tuple[bytes, bytes]]()
+    for line in chain.from_iterable(block.rstrip(b"\n").split(b"\n") for block in blocks if block):
+        file, place, run_id, digest = line.split(b"\t")
+        if digest != _NULL:
+            numbers[file, digest] += 1
+            run_id = b"%b-%d" % (digest, numbers[file, digest])
+        if run_id == _NULL:
+            continue
+        name = _ESCAPE.sub(lambda m: _ESCAPED.get(m[1], m[1]), run_id).decode()
+        named.add(name)
+        if name not in stored:
+            found.append((int(file), int(place), name))
+    missing = (run for run in ended_runs(connection) if run.row.run_id not in named)
+    return Compared(found, missing)
 
 
 def only_shown(connection: Connection) -> Iterator[tuple[Any, ...]]:
