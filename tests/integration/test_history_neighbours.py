@@ -186,7 +186,6 @@ def test_somebody_who_queues_for_the_table_does_not_stop_a_start(
         return add(self, rows)
 
     monkeypatch.setattr(RunDAL, "add_runs", late)
-    began = time.monotonic()
     q = opened(base, url=migrated_url)
     threads[0].join()
     assert (q.health().store, len(took)) == ("database", 1)
