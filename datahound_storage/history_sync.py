@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import islice
+from functools import partial
 from typing import Any
 
 from datahound_storage.dal import StorageDAL
@@ -25,9 +25,9 @@ from datahound_storage.files.lock import locked
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files.shown_runs import FilesChangedError, Place, ShownRuns, open_runs
 from datahound_storage.files.spool import Spool
-from datahound_storage.postgres.run_table import StoredRun, line_of
+from datahound_storage.postgres.run_table import StoredRun, line_of, line_of_columns
 from datahound_storage.reporting import Reporter, counted
-from datahound_storage.runs import Line, parse_line, row_of
+from datahound_storage.runs import Line, derived_from, parse_line, row_of
 
 log = Reporter()
 
@@ -118,9 +118,25 @@ class _Meeting:
     def _keep(self, stored: Iterator[StoredRun]) -> None:
         """Set aside the runs that no line shows: nobody waits for a lock in a transaction."""
         try:
-            self._spool.fill(map(line_of, stored))
+            self._spool.fill(self._lines_for(stored))
         except FileStoreError as error:
             self._problem = error
+
+    def _lines_for(self, stored: Iterator[StoredRun]) -> Iterator[str]:
+        """The lines of runs, but for those that a reader would not take for the run.
+
+        They would be missed, and appended, again and again.
+        """
+        unfit = 0
+        for run in stored:
+            text = next(filter(partial(_shows, run), (line_of(run), line_of_columns(run))), None)
+            if text is None:
+                unfit += 1
+            else:
+                yield text
+        if unfit:
+            number = counted(unfit, "run")
+            log.warning("the history file cannot show %s: no line can have their key or id", number)
 
     def _append_all(self, place: Mark, patience: float) -> Mark:
         appended = 0
@@ -139,8 +155,7 @@ class _Meeting:
         now = history.mark(path)
         if place.inode and (now.inode != place.inode or now.size < place.size):
             raise FilesChangedError(f"{path} was trimmed meanwhile.")
-        self._check_named(place if place.inode == now.inode else Mark(0, 0))
-        self._since.update((line.run_id, line) for line in history.lines_after(path, place))
+        self._take_since(place if place.inode == now.inode else Mark(0, 0))
         # Read now: what is trimmed from here on is trimmed from these lines too.
         self._cutoff = _latest(
             self._dal.history_cutoff(), history.remembered_cutoff(self._paths.history_state_file)
@@ -149,21 +164,35 @@ class _Meeting:
         history.append(path, wanted, durable=True)
         return _after(history.mark(path), now, wanted), len(wanted)
 
-    def _check_named(self, place: Mark) -> None:
-        """Lines that came since and have no id: they may be some that were read, moved.
+    def _take_since(self, place: Mark) -> None:
+        """Take note of the lines that came since.
 
-        The older code writes the file anew in its place, and for a moment it is empty.
+        One without an id may be one that was read, and moved: the older code writes the file anew
+        in its place, and for a moment it is empty.
         """
-        path = self._paths.history_file
-        # A last line without its end was read, and stands after the place.
-        for text in islice(history.texts(path, place.size), int(self._shown.is_torn), None):
+        path, was_read = self._paths.history_file, self._shown.is_torn
+        for text in history.texts(path, place.size):
             line = parse_line(text)
-            if line is not None and not line.run_id:
+            if line is not None and line.run_id:
+                self._since[line.run_id] = line
+            elif line is not None and not was_read:
                 raise FilesChangedError(f"{path} was written by somebody else meanwhile.")
+            # A last line without its end was read, and is the first one after the place.
+            was_read = False
 
     def _is_wanted(self, text: str) -> bool:
         line = parse_line(text)
         return line is None or (line.run_id not in self._since and self._is_kept(line))
+
+
+def _shows(run: StoredRun, text: str) -> bool:
+    """Whether a line is taken for a run, and is one line."""
+    line = None if "\n" in text else parse_line(text)
+    if line is None:
+        return False
+    if line.run_id:
+        return line.run_id == run.row.run_id
+    return run.row.run_id.startswith(f"{derived_from(text)}-")
 
 
 def _after(end: Mark, before: Mark, texts: Iterable[str]) -> Mark:

@@ -103,9 +103,8 @@ class RunDAL:
                 compare_there(connection)
             except pg.InsufficientPrivilege:
                 # A role that may not make temporary tables: in memory, then.
-                blocks = shown.rows(connection.info.encoding)
                 with connection.transaction():
-                    found = run_compare.compare_here(connection, blocks)
+                    found = run_compare.compare_here(connection, shown.rows("utf-8"))
                     only_shown(iter(found.only_shown))
                     only_stored(found.only_stored)
 

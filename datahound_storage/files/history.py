@@ -22,6 +22,11 @@ def append(path: Path, texts: Iterable[str], *, durable: bool) -> None:
     Callers hold the file lock. A last line that a crash left torn is closed off first.
     """
     content = "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")
+    append_bytes(path, content, durable=durable)
+
+
+def append_bytes(path: Path, content: bytes, *, durable: bool) -> None:
+    """As `append`, whole lines as they are to stand there."""
     if not content:
         return
     try:
@@ -50,7 +55,8 @@ def append_unlocked(path: Path, texts: Iterable[str]) -> None:
             return
 
 
-# The files as this process has left them, after a whole line. Looking at the last byte of a file
+# The files as this process has left them, after a whole line: their size, and when they last were
+# written or touched (which nobody can put back). Looking at the last byte of a file
 # costs more than it seems: the disk has to remember that it was read.
 _left: dict[tuple[int, int], tuple[int, int]] = {}
 _MOST_LEFT = 64
@@ -59,7 +65,7 @@ _MOST_LEFT = 64
 def _append(descriptor: int, content: bytes) -> None:
     status = os.fstat(descriptor)
     file, size = (status.st_dev, status.st_ino), status.st_size
-    is_as_left = _left.get(file) == (size, status.st_mtime_ns)
+    is_as_left = _left.get(file) == (size, status.st_ctime_ns)
     torn = size > 0 and not is_as_left and os.pread(descriptor, 1, size - 1) != b"\n"
     data = b"\n" + content if torn else content
     try:
@@ -82,7 +88,7 @@ def _remember(descriptor: int, file: tuple[int, int], size: int) -> None:
         status = os.fstat(descriptor)
         # Others may have appended without a lock.
         if status.st_size == size:
-            _left[file] = (size, status.st_mtime_ns)
+            _left[file] = (size, status.st_ctime_ns)
 
 
 def _make_durable(path: Path, tail: bytes = b"") -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from datahound_storage.files import atomic
+from datahound_storage.files import atomic, history
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.usual import LINE, Days, blocks, lines_of, time_text
 from datahound_storage.runs import parse_line
@@ -38,6 +38,9 @@ def _trim(path: Path, file: BinaryIO, cutoff: datetime) -> int:
     file.seek(0)
     trimming = _Trimming(cutoff)
     atomic.replace(path, trimming.kept(file))
+    # Who has no patience for the lock appends without it: what came too late to be copied is in the
+    # old file. Whoever comes later still sees that the name leads to another one, and comes again.
+    history.append_bytes(path, file.read(), durable=True)
     return trimming.removed
 
 

@@ -37,7 +37,11 @@ _MENDS: tuple[tuple[type[psycopg.Error], str], ...] = (
         "check the user in the URL and the server's pg_hba.conf",
     ),
     (pg.InvalidCatalogName, "create the database, or correct its name in the URL"),
-    (pg.InsufficientPrivilege, "grant this role SELECT, INSERT, UPDATE and DELETE on the tables"),
+    (
+        pg.InsufficientPrivilege,
+        "grant this role SELECT, INSERT, UPDATE and DELETE on the tables, and TEMPORARY on the "
+        "database",
+    ),
     (
         pg.ReadOnlySqlTransaction,
         "the server is a standby or read-only: let the URL lead to the primary",

@@ -112,6 +112,8 @@ class Database:
             connection = DeadlineConnection.connect(
                 self.url,
                 autocommit=True,
+                # Whatever the role or the URL says: there are texts that others cannot hold.
+                client_encoding="UTF8",
                 connect_timeout=min(given, wait) if given > 0 else wait,
                 application_name=str(parameters.get("application_name") or "datahound-storage"),
             )

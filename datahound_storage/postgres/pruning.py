@@ -46,7 +46,7 @@ kept AS MATERIALIZED (
     FROM (SELECT DISTINCT task_key FROM old WHERE task_key IS NOT NULL) AS k
     CROSS JOIN LATERAL (
         SELECT coalesce(n.finished_at, n.started_at) AS ended_at, n.seq
-        FROM scheduler_runs AS n WHERE n.task_key = k.task_key
+        FROM ONLY scheduler_runs AS n WHERE n.task_key = k.task_key
         ORDER BY coalesce(n.finished_at, n.started_at) DESC, n.seq DESC
         OFFSET %(keep_last)s::bigint - 1 LIMIT 1) AS oldest),"""
 _NOT_KEPT = """
@@ -55,19 +55,19 @@ _NOT_KEPT = """
           AND (old.ended_at, old.seq) < (kept.ended_at, kept.seq))"""
 _PRUNE = f"""
 WITH old AS MATERIALIZED (
-    SELECT r.ctid AS place, r.task_key, {_ENDED} AS ended_at, r.seq FROM scheduler_runs AS r
+    SELECT r.ctid AS place, r.task_key, {_ENDED} AS ended_at, r.seq FROM ONLY scheduler_runs AS r
     WHERE {_ENDED} < %(cutoff)s
       AND ({_ENDED}, r.seq) > (%(ended_at)s::timestamptz, %(seq)s::bigint)
     ORDER BY {_ENDED}, r.seq
     -- the next batch begins after them all: those that somebody gave no seq have no order
     FETCH FIRST (%(size)s::bigint) ROWS WITH TIES),
 {{oldest_kept}}
--- By their place: nothing else gets it while this statement can see the row. One that was changed
--- meanwhile has another place, and is left.
+-- By their place, which is one in this table: nothing else gets it while this statement can see the
+-- row. One that was changed meanwhile has another place, and is left.
 wanted AS MATERIALIZED (SELECT old.place FROM old {{not_kept}}),
 {{free}}
 gone AS (
-    DELETE FROM scheduler_runs AS r WHERE r.ctid = ANY(ARRAY(SELECT place FROM {{chosen}}))
+    DELETE FROM ONLY scheduler_runs AS r WHERE r.ctid = ANY(ARRAY(SELECT place FROM {{chosen}}))
       AND {_ENDED} < %(cutoff)s -- it may have got its end since
     RETURNING 1),
 last AS (SELECT ended_at, seq FROM old ORDER BY ended_at DESC, seq DESC LIMIT 1)
@@ -79,7 +79,7 @@ SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM gone),
 # Those of them that nobody holds, which costs as much as the deletion itself.
 _FREE = f"""
 free AS MATERIALIZED (
-    SELECT r.ctid AS place FROM scheduler_runs AS r
+    SELECT r.ctid AS place FROM ONLY scheduler_runs AS r
     WHERE r.ctid = ANY(ARRAY(SELECT place FROM wanted)) AND {_ENDED} < %(cutoff)s
     FOR UPDATE SKIP LOCKED),"""
 
@@ -156,7 +156,7 @@ def try_prune_lock(connection: Connection) -> bool:
 
 
 _ANY_BEFORE = f"""
-SELECT EXISTS (SELECT FROM scheduler_runs AS r WHERE {_ENDED} < %s)"""
+SELECT EXISTS (SELECT FROM ONLY scheduler_runs AS r WHERE {_ENDED} < %s)"""
 
 
 def any_before(connection: Connection, cutoff: datetime) -> bool:

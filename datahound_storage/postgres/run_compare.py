@@ -25,8 +25,8 @@ from datahound_storage.postgres.run_table import (
 
 Connection = psycopg.Connection[Any]
 
-# Others may be at work on the server for minutes while what was found is inserted by another
-# connection; this one then waits with its transaction open. All that it finds is wanted.
+# The transaction is open for as long as it takes to read all files, which may be long ones. All
+# that it finds is wanted.
 _BEGIN = b"""
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -88,7 +88,10 @@ class Compared(NamedTuple):
 
 
 def compare_here(connection: Connection, blocks: Iterable[bytes]) -> Compared:
-    """As the statements do it, without a temporary table: the ids are in memory meanwhile."""
+    """As the statements do it, without a temporary table: the ids are in memory meanwhile.
+
+    The blocks are in UTF-8.
+    """
     stored = {row[0] for row in connection.execute(_IDS)}
     found, named, numbers = [], set(), Counter[tuple[bytes, bytes]]()
     for line in chain.from_iterable(block.rstrip(b"\n").split(b"\n") for block in blocks if block):

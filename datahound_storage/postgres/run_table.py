@@ -45,15 +45,29 @@ class StoredRun(NamedTuple):
 
 def entry_of_stored(stored: StoredRun) -> HistoryEntry:
     """The history entry that a row stands for: what its line said."""
-    if stored.row.line_text is not None:
-        entry: HistoryEntry = loads(stored.row.line_text)
-        return entry
-    return entry_of(stored.row.run_id, stored.row, stored.metadata)
+    entry = entry_of_text(stored.row.line_text)
+    return entry_of(stored.row.run_id, stored.row, stored.metadata) if entry is None else entry
+
+
+def entry_of_text(text: str | None) -> HistoryEntry | None:
+    """The history entry of a line's text; None without one, or for what somebody else put there."""
+    if text is None:
+        return None
+    try:
+        entry = loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def line_of(stored: StoredRun) -> str:
     """The history line of a row, without its end."""
     return stored.row.line_text or line_text(entry_of_stored(stored))
+
+
+def line_of_columns(stored: StoredRun) -> str:
+    """The history line that the columns of a row say."""
+    return line_text(entry_of(stored.row.run_id, stored.row, stored.metadata))
 
 
 _INSERT = """
@@ -143,8 +157,7 @@ def newest_entries(connection: Connection, task_key: str | None, limit: int) -> 
 
 def _entry(row: tuple[Any, ...]) -> HistoryEntry:
     text, run_id, task_key, ended_at, success, message, duration_ms, metadata_text = row
-    if text is not None:
-        entry: HistoryEntry = loads(text)
+    if (entry := entry_of_text(text)) is not None:
         return entry
     metadata = _loads_metadata(metadata_text)
     return entry_from(run_id, task_key, ended_at, success, message, duration_ms, metadata)
