@@ -9,9 +9,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from datahound_storage.belonging import check_belongs, shown_at
+from datahound_storage.bulk_dal import own_writes
 from datahound_storage.carried_over import CarriedOver, carried_over
 from datahound_storage.choosing import choose_database, choose_files
-from datahound_storage.dal import StorageDAL, own_writes
+from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import SnapshotError
 from datahound_storage.files.layout import text_digest
 from datahound_storage.files.paths import StatePaths
@@ -19,10 +20,11 @@ from datahound_storage.files.sidecar import Sidecar, task_line
 from datahound_storage.files.snapshot import Snapshot
 from datahound_storage.files_side import FilesSide, look_at_files, take_files
 from datahound_storage.last_equal import Base
+from datahound_storage.plan import Plan, Version
 from datahound_storage.postgres.changes import Changes, OwnWrites
 from datahound_storage.postgres.stored import StoredTask
 from datahound_storage.postgres.task_table import Tombstone
-from datahound_storage.reconcile import Meeting, Plan, Version
+from datahound_storage.reconcile import Meeting
 from datahound_storage.reporting import Reporter, counted
 from datahound_storage.view import Look
 from datahound_storage.writes import BulkChange, TaskText

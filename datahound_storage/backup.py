@@ -9,8 +9,9 @@ from typing import NamedTuple
 from datahound_storage.arrivals import Arrivals
 from datahound_storage.attach import Keep, meet
 from datahound_storage.belonging import is_older
+from datahound_storage.bulk_dal import KnownTasks
 from datahound_storage.collecting import uncollected
-from datahound_storage.dal import KnownTasks, StorageDAL
+from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DivergedError,
     FileStoreError,

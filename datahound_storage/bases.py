@@ -10,7 +10,7 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,13 +137,10 @@ class Bases:
         self._identities.remember(task, task_key, text)
         self._seen.texts[task_key] = text
 
-    def listed(self, texts: Iterable[TaskText]) -> None:
-        """This thread sees these versions."""
-        self._seen.texts.update(texts_by_key(texts))
-
-    def made(self, tasks: Iterable[LoadedTask], texts: Iterable[TaskText]) -> None:
-        """New objects were made of versions that were `listed`."""
+    def loaded_all(self, tasks: Iterable[LoadedTask], texts: Sequence[TaskText]) -> None:
+        """New objects were made of these versions."""
         self._identities.mark(tasks, texts)
+        self._seen.texts.update(texts_by_key(texts))
 
     def submitted(self, task: object, task_key: str, text: str, *, known: bool = False) -> None:
         """An object was stored; `known`: it, or what it is a copy of, had been loaded here."""

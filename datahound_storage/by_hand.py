@@ -15,7 +15,7 @@ from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.files_side import look_at_files
 from datahound_storage.history_sync import sync_history
-from datahound_storage.reconcile import Plan
+from datahound_storage.plan import Plan
 from datahound_storage.tasks import parse_time
 from datahound_storage.writes import TaskText, texts_by_key
 

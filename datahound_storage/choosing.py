@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from datahound_storage.reconcile import Plan, Version, lost_version
+from datahound_storage.plan import Plan, Version, lost_version
 
 _CHOSEN = "the operator chose the other side"
 

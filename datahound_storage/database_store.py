@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from datahound_storage.backup import NOTHING, News, SnapshotBackup
+from datahound_storage.bulk_dal import own_writes
 from datahound_storage.collecting import uncollected
-from datahound_storage.dal import StorageDAL, own_writes
+from datahound_storage.dal import StorageDAL
 from datahound_storage.errors import (
     DatabaseError,
     FileStoreError,

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datahound_storage.bases import Bases, LoadedTask, identities_of
+from datahound_storage.bases import Bases, identities_of
 from datahound_storage.codec import Task, decode
-from datahound_storage.collecting import uncollected
 from datahound_storage.fallback import close_switch, open_switch
 from datahound_storage.files.lock import cannot
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.health import Health
 from datahound_storage.hooks import BackupHook
+from datahound_storage.loading import IsWanted, Loader
 from datahound_storage.records import TaskStatus
-from datahound_storage.reporting import Reporter
 from datahound_storage.run_persistence import RunPersistence, is_possible
 from datahound_storage.saving import TaskAdapter, TaskClass, WholeState
 from datahound_storage.settings import Settings, from_environment, normalize_url
 from datahound_storage.stamping import get_updated_at, now_like, set_updated_at
 from datahound_storage.stores import all_once, once
-from datahound_storage.writes import TaskChange, TaskText, decode_all, decode_item
-
-log = Reporter()
+from datahound_storage.writes import TaskChange, TaskText
 
 
 class SchedulerPersistence(RunPersistence):
@@ -60,6 +57,7 @@ class SchedulerPersistence(RunPersistence):
         self._paths = StatePaths.below(data_dir)
         self._adapter = TaskAdapter(task_class)
         self._bases = Bases(identities_of(self._paths.data_dir, self._settings.url))
+        self._loader = Loader(self._adapter, self._bases)
         self._listed = threading.local()
         self._is_closed = False
         self._make_directories()
@@ -115,7 +113,7 @@ class SchedulerPersistence(RunPersistence):
         this process has anyway while the database serves.
         """
         for item in self._list():
-            made = self._made(item, decode_item(item))
+            made = self._loader.load(item)
             if made is not None:
                 yield made
 
@@ -125,55 +123,8 @@ class SchedulerPersistence(RunPersistence):
         self._listed.keys = {item.task_key for item in texts}
         return texts
 
-    def _load(self, is_wanted: Callable[[Task], bool] | None = None) -> list[Any]:
-        texts = self._list()
-        with uncollected():
-            if self._adapter.keeps_dicts:
-                return self._load_dicts(texts, is_wanted)
-            pairs = ((item, decode_item(item)) for item in texts)
-            return [
-                made
-                for item, task in pairs
-                if is_wanted is None or is_wanted(task)
-                if (made := self._made(item, task)) is not None
-            ]
-
-    def _load_dicts(
-        self, texts: list[TaskText], is_wanted: Callable[[Task], bool] | None
-    ) -> list[LoadedTask]:
-        # One by one: what a task is made of goes again at once, which is faster than all together.
-        if is_wanted is None:
-            self._bases.listed(texts)
-            loaded = list(map(LoadedTask, decode_all(texts)))
-            self._bases.made(loaded, texts)
-            return loaded
-        wanted = [
-            (LoadedTask(task), item) for item in texts if is_wanted(task := decode_item(item))
-        ]
-        # What the caller does not get it has not seen.
-        seen = [item for _, item in wanted]
-        self._bases.listed(seen)
-        loaded = [task for task, _ in wanted]
-        self._bases.made(loaded, seen)
-        return loaded
-
-    def _made(self, item: TaskText, task: Task) -> Any | None:
-        """The caller's object for a task; None where its class rejects it, which is reported."""
-        try:
-            loaded = self._adapter.from_dict(task)
-        except Exception as error:  # noqa: BLE001 - one bad task must not hide the others
-            self._report_rejected(item.task_key, error)
-            return None
-        self._bases.loaded(loaded, item.task_key, item.text)
-        return loaded
-
-    def _report_rejected(self, task_key: str, error: Exception) -> None:
-        # The message of a stranger's exception may quote settings: its kind has to do.
-        log.error(
-            "task %r cannot be made into a task object (%s): left out of the list, kept as it is",
-            task_key,
-            type(error).__name__,
-        )
+    def _load(self, is_wanted: IsWanted | None = None) -> list[Any]:
+        return self._loader.load_all(self._list(), is_wanted)
 
     def get_task(self, task_id: str) -> Any | None:
         """The task, None if there is none (or the class rejects it, which is reported)."""
@@ -182,7 +133,7 @@ class SchedulerPersistence(RunPersistence):
         text = self._switch.run(lambda store: store.get_text(task_id), committed=None)
         if text is None:
             return None
-        return self._made(TaskText(task_id, text), decode(text))
+        return self._loader.load(TaskText(task_id, text))
 
     def add_task(self, task: Any) -> bool:
         """Add a task at the end; False if its id exists. Durable when it returns.

@@ -1,4 +1,4 @@
-"""Facades on either store, closed at the end of a test."""
+"""Facades on either store, and what they are made of, closed at the end of a test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from datahound_storage import SchedulerPersistence
+from datahound_storage.dal import StorageDAL
+from datahound_storage.files.paths import StatePaths
+from datahound_storage.postgres.pool import Database
 
 MakePersistence = Callable[..., SchedulerPersistence]
 
@@ -60,3 +63,19 @@ def make(opened: MakePersistence, base: Path, store_url: str | None) -> MakePers
 def persistence(make: MakePersistence) -> SchedulerPersistence:
     """A facade on the test's store, with plain dicts for tasks."""
     return make()
+
+
+@pytest.fixture
+def dal(migrated_url: str) -> Iterator[StorageDAL]:
+    """A data-access object on a database with the tables."""
+    made = StorageDAL(Database(migrated_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def paths(base: Path) -> StatePaths:
+    """The state files of `base`, their directories made."""
+    made = StatePaths.below(base / "data")
+    made.make_directories()
+    return made

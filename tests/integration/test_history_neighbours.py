@@ -6,7 +6,6 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -17,9 +16,9 @@ import pytest
 from datahound_storage.dal import StorageDAL
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.history_sync import sync_history
-from datahound_storage.postgres.pool import Database
 from datahound_storage.run_dal import RunDAL
 from tests.fix_persistence import MakePersistence
+from tests.integration.test_history_sync import line
 from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
@@ -42,7 +41,7 @@ def hold(url: str, mode: str, seconds: float) -> threading.Thread:
         with psycopg.connect(url) as c:
             c.execute(f"LOCK TABLE scheduler_runs IN {mode} MODE")
             ready.set()
-            time.sleep(seconds)
+            time.sleep(seconds)  # how long somebody holds the lock
 
     t = threading.Thread(target=work)
     t.start()
@@ -85,20 +84,6 @@ def test_a_start_while_the_table_is_locked_for_a_moment(
 COUNT = "SELECT count(*) FROM scheduler_runs"
 
 
-@pytest.fixture
-def dal(migrated_url: str) -> Iterator[StorageDAL]:
-    made = StorageDAL(Database(migrated_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def paths(base: Path) -> StatePaths:
-    made = StatePaths.below(base / "data")
-    made.make_directories()
-    return made
-
-
 def old_line(n: int, **more: object) -> str:
     return json.dumps(
         {
@@ -132,7 +117,7 @@ def test_a_rewrite_in_place_by_the_old_code_doubles_no_run(
                 file.writelines(lines[:shown_first])
                 file.flush()
                 begun.set()
-                time.sleep(0.7)
+                time.sleep(0.7)  # it has begun, and takes its time
                 file.writelines(lines[shown_first:])
 
     t = threading.Thread(target=trim_as_the_old_code_does)
@@ -143,21 +128,6 @@ def test_a_rewrite_in_place_by_the_old_code_doubles_no_run(
     after = paths.history_file.read_text().splitlines()
     sync_history(dal, paths, 5)
     assert (len(after), value(migrated_url, COUNT)) == (5, 5)
-
-
-def line(name: str, days: float = 0) -> str:
-    return json.dumps(
-        {
-            "timestamp": (NOW - timedelta(days=days)).isoformat(),
-            "task_id": "a",
-            "task_name": "",
-            "task_type": "",
-            "success": True,
-            "message": name,
-            "duration_seconds": 1,
-            "run_id": name,
-        }
-    )
 
 
 def test_somebody_who_queues_for_the_table_does_not_stop_a_start(
@@ -182,7 +152,7 @@ def test_somebody_who_queues_for_the_table_does_not_stop_a_start(
         if not threads:
             threads.append(threading.Thread(target=alter))
             threads[0].start()
-            time.sleep(0.5)
+            time.sleep(0.5)  # nothing tells that it waits, as it may not have to
         return add(self, rows)
 
     monkeypatch.setattr(RunDAL, "add_runs", late)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,26 +12,11 @@ from datahound_storage.dal import StorageDAL
 from datahound_storage.files import history
 from datahound_storage.files.paths import StatePaths
 from datahound_storage.history_sync import sync_history, sync_last_runs
-from datahound_storage.postgres.pool import Database
 from datahound_storage.runs import identify, new_entry, row_of
 from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
 COUNT = "SELECT count(*) FROM scheduler_runs"
-
-
-@pytest.fixture
-def dal(migrated_url: str) -> Iterator[StorageDAL]:
-    made = StorageDAL(Database(migrated_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def paths(base: Path) -> StatePaths:
-    made = StatePaths.below(base / "data")
-    made.make_directories()
-    return made
 
 
 def line(name: str, days_ago: float = 1, **changes: object) -> str:

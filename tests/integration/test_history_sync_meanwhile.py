@@ -19,10 +19,8 @@ from datahound_storage.files.shown_runs import FilesChangedError, ShownRuns, ope
 from datahound_storage.files.trimming import trim
 from datahound_storage.history_sync import sync_history, sync_last_runs
 from datahound_storage.runs import line_text, new_entry, row_of_new
-from tests.integration.test_history_sync import COUNT, NOW, dal, line, paths, store, stored, write
+from tests.integration.test_history_sync import COUNT, NOW, line, store, stored, write
 from tests.migrations.support import value
-
-__all__ = ["dal", "paths"]  # the fixtures
 
 
 def meanwhile(

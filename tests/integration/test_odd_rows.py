@@ -14,6 +14,7 @@ from datahound_storage.files.paths import StatePaths
 from datahound_storage.halves import hashes_of
 from tests.fault.fix_faults import impatient
 from tests.fix_persistence import MakePersistence, as_another
+from tests.integration.test_own_writes import ON_ITS_WAY
 from tests.migrations.support import query, value
 from tests.scheduler import make_task
 
@@ -73,15 +74,7 @@ def test_a_text_that_was_put_there_by_hand_is_read_and_shown(
     )
 
 
-SAME_LENGTH = """
-CREATE FUNCTION louder() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.task_text := replace(NEW.task_text, '"old"', '"OLD"');
-    NEW.config_json := NEW.task_text::jsonb;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER louder BEFORE INSERT OR UPDATE ON scheduler_tasks
-    FOR EACH ROW EXECUTE FUNCTION louder()"""
+SAME_LENGTH = ON_ITS_WAY.replace('"older"', '"OLD"')
 
 
 def test_a_trigger_that_keeps_the_length_is_seen(

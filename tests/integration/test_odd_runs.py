@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -23,41 +22,14 @@ from datahound_storage.history_sync import sync_history
 from datahound_storage.postgres import run_compare
 from datahound_storage.postgres.pool import Database
 from datahound_storage.records import SchedulerRunRecord
-from datahound_storage.runs import new_entry
 from tests.fix_persistence import MakePersistence
+from tests.integration.test_history_sync import line, write
 from tests.migrations.support import query, value
 
 NOW = datetime.now(UTC)
 
 
 CUTOFF = NOW - timedelta(days=30)
-
-
-@pytest.fixture
-def dal(migrated_url: str) -> Iterator[StorageDAL]:
-    made = StorageDAL(Database(migrated_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def paths(base: Path) -> StatePaths:
-    made = StatePaths.below(base / "data")
-    made.make_directories()
-    return made
-
-
-def line(name: str, days_ago: float = 1, **changes: object) -> str:
-    entry = new_entry("a", True, name, 1.5, "Task", "download")
-    return json.dumps(
-        entry
-        | {"timestamp": (NOW - timedelta(days=days_ago)).isoformat(), "run_id": name}
-        | changes
-    )
-
-
-def write(path: Path, *lines: str) -> None:
-    path.write_text("".join(f"{t}\n" for t in lines))
 
 
 def test_a_line_that_is_appended_without_the_lock_while_a_trim_writes_survives(

@@ -32,13 +32,6 @@ COUNT = "SELECT count(*) FROM scheduler_runs"
 
 
 @pytest.fixture
-def dal(migrated_url: str) -> Iterator[StorageDAL]:
-    made = StorageDAL(Database(migrated_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def other(migrated_url: str) -> Iterator[StorageDAL]:
     """Another process."""
     made = StorageDAL(Database(migrated_url))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from datahound_storage.codec import Task, decode, encode
 from datahound_storage.halves import OPERATOR_STATUSES, halves_of, hashes_of, join_halves
 from datahound_storage.last_equal import Base
-from datahound_storage.reconcile import Meeting, Plan, Version
+from datahound_storage.plan import Plan, Version
+from datahound_storage.reconcile import Meeting
 from tests.property import examples, tasks
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

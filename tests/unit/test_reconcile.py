@@ -8,7 +8,8 @@ import pytest
 from datahound_storage.codec import Task, decode, encode
 from datahound_storage.halves import hashes_of
 from datahound_storage.last_equal import Base
-from datahound_storage.reconcile import Meeting, Plan, Version
+from datahound_storage.plan import Plan, Version
+from datahound_storage.reconcile import Meeting
 from tests.unit import make_task
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
