@@ -34,7 +34,7 @@ from datahound_storage.writes import TaskText
 ATTACH_PATIENCE = 60.0
 _PAUSE = 0.1
 # How long to wait for other writers that are about to commit: a part of what a snapshot takes.
-_WORTH, _LONGEST_WAIT = 0.25, 0.02
+_SHARE_WAITED, _LONGEST_WAIT = 0.25, 0.02
 # The snapshot cannot follow for now; running out of patience for a lock is no failed database.
 _BEHIND = (FileStoreError, SnapshotError, LockTimeoutError, LockedError)
 
@@ -148,7 +148,7 @@ class SnapshotBackup:
             with locked(self._paths.lock_file, self._patience):
                 if not self._is_covered(stamp):
                     # Who comes a moment later would wait for this snapshot, and for one more.
-                    self.arrivals.wait(min(self._spent * _WORTH, _LONGEST_WAIT))
+                    self.arrivals.wait(min(self._spent * _SHARE_WAITED, _LONGEST_WAIT))
                     with uncollected():
                         self._refresh(news)
         except _BEHIND as error:

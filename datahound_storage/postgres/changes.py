@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 
 from datahound_storage.errors import SchemaError
 from datahound_storage.postgres.deadline import DeadlineConnection
-from datahound_storage.postgres.stored import STORED_COLUMNS, StoredTask, stored_from_row
+from datahound_storage.postgres.stored import (
+    STORED_COLUMNS,
+    StoredTask,
+    stored_columns,
+    stored_from_row,
+)
 from datahound_storage.postgres.watermark import Watermark
 
 
@@ -81,11 +86,9 @@ _STATE_WIDTH = 5
 _TEXT = 4
 # Who has written a text need not be sent it. No JSON object begins like that.
 _OWN = "="
-_LESS = STORED_COLUMNS.replace(
-    " task_text,",
-    f""" CASE WHEN changed_xid = %(own)s::xid8 AND task_text IS NOT NULL THEN '{_OWN}'
-    ELSE task_text END,""",
-)
+_LESS = stored_columns(f"""
+    CASE WHEN changed_xid = %(own)s::xid8 AND task_text IS NOT NULL THEN '{_OWN}'
+    ELSE task_text END""")
 _STATEMENTS = {
     (full, own): (_ALL if full else _SINCE)
     .format(columns=_LESS if own else STORED_COLUMNS)

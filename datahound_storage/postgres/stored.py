@@ -24,18 +24,24 @@ from datahound_storage.tasks import apply_columns, in_field_order
 MIRROR_COLUMNS = ("task_type", "company", "schedule_type", "schedule_expr", "status")
 TIME_COLUMNS = ("created_at", "updated_at")
 
-# What tells the text of a row. The last column is NULL but for edited rows.
-TEXT_COLUMNS = """
-    task_text,
+# NULL but for edited rows.
+_EDITS = """
     CASE WHEN task_text IS NULL OR edited_columns <> '{}' THEN jsonb_build_object(
         'edited', edited_columns, 'config', config_json, 'task_key', task_key,
         'task_type', task_type, 'company', company, 'schedule_type', schedule_type,
         'schedule_expr', schedule_expr, 'status', status,
         'created_at', created_at, 'updated_at', updated_at)::text END"""
-# What a reader needs of a row.
-STORED_COLUMNS = f"""
-    task_key, position, changed_xid::text, (extract(epoch FROM changed_at) * 1000000)::bigint,
-    {TEXT_COLUMNS}"""
+# What tells the text of a row.
+TEXT_COLUMNS = f"task_text, {_EDITS}"
+
+
+def stored_columns(text: str) -> str:
+    """What a reader needs of a row; `text` is the SQL for its text."""
+    changed_us = "(extract(epoch FROM changed_at) * 1000000)::bigint"
+    return f"task_key, position, changed_xid::text, {changed_us}, {text}, {_EDITS}"
+
+
+STORED_COLUMNS = stored_columns("task_text")
 
 
 class StoredTask(NamedTuple):
